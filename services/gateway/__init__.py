@@ -1,0 +1,1 @@
+"""Fans progress out to those who watch."""

@@ -1,0 +1,1 @@
+"""Receives the bytes of uploads."""

@@ -1,0 +1,81 @@
+"""Assembles ingest. Opens nothing before the application starts."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from aiohttp import web
+
+from services.ingest.handlers import (
+    LOCATIONS,
+    SETTINGS,
+    UPLOADS,
+    add_tus_header,
+    add_tus_routes,
+)
+from services.ingest.location import Locations
+from services.ingest.settings import Settings
+from services.ingest.status import add_status_route
+from services.ingest.trimming import trim_events
+from services.ingest.uploads import Uploads
+from services.ingest.writers import Writers
+from shared.blobs.filesystem import FilesystemStore
+from shared.lifecycle import background
+from shared.outbox import Outbox
+from shared.publisher import Publisher
+from shared.serve import HEALTH, new_application
+from shared.streams import connect
+
+__all__ = ["create_app", "install"]
+
+
+def create_app(settings: Settings) -> web.Application:
+    """Return ingest as an application of its own."""
+    app = new_application(settings)
+    install(app, settings)
+    return app
+
+
+def install(app: web.Application, settings: Settings) -> None:
+    """Add ingest to an application.
+
+    Raises:
+        StartupError: The data folder cannot be written to, or a setting is wrong.
+
+    """
+    app[SETTINGS] = settings
+    app[LOCATIONS] = Locations(settings.public_url, settings.trusted_proxies)
+    store = FilesystemStore(settings.data_dir / "blobs", fsync=settings.upload_fsync)
+    writers = Writers(store)
+
+    async def run(app: web.Application) -> AsyncIterator[None]:
+        redis = connect(settings.redis_url or "")
+        publisher = Publisher(
+            redis,
+            partitions=settings.event_partitions,
+            interval_s=settings.progress_update_interval,
+        )
+        outbox = Outbox(store, publisher, redis, recent_s=float(settings.progress_ttl_seconds))
+        app[UPLOADS] = Uploads(store, writers, outbox, publisher, settings)
+        app[HEALTH].can_serve["data_dir"] = store.is_writable
+        app[HEALTH].degraded["redis"] = lambda: publisher.degraded
+        async with (
+            background("publisher", publisher.run()),
+            background("outbox", outbox.watch()),
+            background("handover", writers.listen()),
+            background("trimming", trim_events(redis, settings.event_partitions)),
+        ):
+            yield
+        await publisher.drain(timeout_s=2.0)
+        await outbox.close()
+        await redis.aclose()
+        store.close()
+
+    async def let_go(_: web.Application) -> None:
+        writers.let_go()
+
+    app.cleanup_ctx.append(run)
+    app.on_shutdown.append(let_go)
+    app.on_response_prepare.append(add_tus_header)
+    add_tus_routes(app.router)
+    add_status_route(app.router)

@@ -1,0 +1,156 @@
+"""From the socket to the disk, as fast as both allow, in bounded memory.
+
+While one batch is being written by a disk thread, the next one fills from the socket; write-out
+is started batch by batch, so that the sync at the end finds little left to do. Why this and
+not another way: ``docs/adr/0003-receiving-bytes.md``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from enum import Enum
+from typing import Final
+
+from services.ingest.request_body import BodyCut, RequestBody
+from services.ingest.writers import Lease
+
+__all__ = ["Ended", "receive"]
+
+_BATCH: Final = 4 * 1024 * 1024
+"""Bytes to a write: smaller ones pay for thread switches, larger ones gain nothing."""
+
+_LINGER_S: Final = 0.1
+"""How long bytes of a slow client wait for company before they are written."""
+
+_RESCHEDULE_S: Final = 1.0
+
+
+class Ended(Enum):
+    """Why receiving ended. What had arrived was written in each case."""
+
+    COMPLETE = "the body was complete"
+    OVERLONG = "there was no room for more"
+    CUT = "the connection ended"
+    STALLED = "no byte came for too long"
+    ASKED = "somebody else wants to write"
+
+
+async def receive(
+    body: RequestBody,
+    lease: Lease,
+    *,
+    room: int | None,
+    idle_s: float,
+    on_progress: Callable[[int], None],
+) -> Ended:
+    """Append a body to an upload; return why it ended.
+
+    The bytes are written, but not synced, when this returns.
+
+    Args:
+        body: Where the bytes come from.
+        lease: The right to write, held by the caller.
+        room: Most bytes to take; ``None`` is no limit.
+        idle_s: Longest silence, in seconds.
+        on_progress: Called with the upload's offset after each write.
+
+    Raises:
+        OSError: The disk refused. The writer's offset says what is there.
+
+    """
+    pump = _Pump(body, lease, room, on_progress)
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(idle_s) as deadline:
+            lease.when_asked(lambda: deadline.reschedule(loop.time()))
+            return await pump.run(lambda: deadline.reschedule(loop.time() + idle_s))
+    except TimeoutError:
+        return Ended.ASKED if lease.asked else Ended.STALLED
+    finally:
+        lease.when_asked(None)
+        await pump.flush()
+
+
+class _Pump:
+    """What one ``receive`` keeps between two reads."""
+
+    def __init__(
+        self,
+        body: RequestBody,
+        lease: Lease,
+        room: int | None,
+        on_progress: Callable[[int], None],
+    ) -> None:
+        self._body: Final = body
+        self._lease: Final = lease
+        self._room = room
+        self._on_progress: Final = on_progress
+        self._pieces: list[bytes] = []
+        self._size = 0
+        self._writing: asyncio.Future[None] | None = None
+
+    async def run(self, alive: Callable[[], None]) -> Ended:
+        """Read to the end; ``alive`` is called now and then while bytes come."""
+        loop = asyncio.get_running_loop()
+        said_at = loop.time()
+        while True:
+            try:
+                chunk = await self._next()
+            except BodyCut:
+                return Ended.CUT
+            if not chunk:
+                return Ended.COMPLETE
+            if self._room is not None:
+                if len(chunk) > self._room:
+                    self._keep(chunk[: self._room])
+                    return Ended.OVERLONG
+                self._room -= len(chunk)
+            self._keep(chunk)
+            if self._size >= _BATCH:
+                await self._start_write()
+            now = loop.time()
+            if now - said_at > _RESCHEDULE_S and self._lease.asked is None:
+                said_at = now
+                alive()
+
+    async def _next(self) -> bytes:
+        """Return the next bytes; write what is gathered when they are slow to come."""
+        if not self._pieces:
+            return await self._body.read()
+        try:
+            async with asyncio.timeout(_LINGER_S):
+                return await self._body.read()
+        except TimeoutError:
+            await self._start_write()
+            await self._written()
+        return await self._body.read()
+
+    def _keep(self, chunk: bytes) -> None:
+        if chunk:
+            self._pieces.append(chunk)
+            self._size += len(chunk)
+
+    async def _start_write(self) -> None:
+        """Hand the batch to the disk, once it is done with the one before."""
+        await self._written()
+        pieces, self._pieces, self._size = self._pieces, [], 0
+        self._writing = asyncio.ensure_future(self._lease.writer.write(pieces))
+
+    async def _written(self) -> None:
+        """Wait for the write under way; after one that failed nothing may follow it."""
+        writing, self._writing = self._writing, None
+        if writing is None:
+            return
+        try:
+            await writing
+        except OSError:
+            self._pieces, self._size = [], 0
+            raise
+        self._on_progress(self._lease.writer.offset)
+
+    async def flush(self) -> None:
+        """Return when all that was read is written."""
+        if self._pieces:
+            await self._start_write()
+        await self._written()

@@ -1,0 +1,45 @@
+"""Settings of ingest."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from shared.blobs.store import FsyncPolicy
+from shared.settings import CommonSettings
+
+__all__ = ["Settings"]
+
+
+class Settings(CommonSettings, frozen=True, kw_only=True):
+    """What ingest is told. Sizes are bytes, times are seconds unless the name says hours."""
+
+    upload_max_file_size: Annotated[
+        int, msgspec.Meta(ge=0, description="largest upload in bytes; 0 = no limit")
+    ] = 524_288_000
+    upload_session_timeout_hours: Annotated[
+        float, msgspec.Meta(gt=0, description="hours without a byte after which an upload ends")
+    ] = 24
+    upload_idle_timeout: Annotated[
+        float,
+        msgspec.Meta(gt=0, description="seconds without a byte after which a request ends"),
+    ] = 60
+    upload_fsync: Annotated[
+        FsyncPolicy,
+        msgspec.Meta(
+            description="force bytes to disk `always` before an offset is acknowledged, "
+            "once when `complete`, or `never`"
+        ),
+    ] = "always"
+    public_url: Annotated[
+        str,
+        msgspec.Meta(
+            pattern=r"^(https?://[A-Za-z0-9.:\[\]-]+(/[A-Za-z0-9._~/-]*)?)?$",
+            description="base of URLs given to clients; empty: taken from the request",
+        ),
+    ] = ""
+    trusted_proxies: Annotated[
+        tuple[str, ...],
+        msgspec.Meta(description="networks whose X-Forwarded-* are believed, comma-separated"),
+    ] = ()

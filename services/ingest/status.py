@@ -1,0 +1,78 @@
+"""The status of an upload over HTTP, as seed document 001 publishes it.
+
+Answered from the blob store: it holds while Redis is away, and disturbs no writer.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+import msgspec
+from aiohttp import web
+
+from services.ingest.handlers import UPLOADS
+from shared.blobs.store import Stored, UploadNotFound
+from shared.errors import NotFound
+from shared.identity import principal_of
+from shared.times import rfc3339
+from shared.web import json_response
+
+__all__ = ["UploadStatus", "add_status_route", "status_of"]
+
+_STATES: Final = {"completed": "completed", "failed": "failed", "expired": "failed"}
+
+
+class UploadStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Body of ``GET /api/v1/uploads/meta/{token}/status``. Times are RFC 3339, UTC."""
+
+    token: str
+    status: Literal["created", "uploading", "completed", "failed"]
+    progress: float
+    """Percent; 100.0 only when all bytes are safe."""
+    offset: int
+    """Bytes received."""
+    size: int | None
+    """Bytes; ``None`` while the client defers the length."""
+    created_at: str
+    updated_at: str
+    completed_at: str | None
+
+
+def add_status_route(router: web.UrlDispatcher) -> None:
+    """Register the endpoint."""
+    router.add_get("/api/v1/uploads/meta/{token}/status", read_status)
+
+
+async def read_status(request: web.Request) -> web.Response:
+    """Answer with the state of the caller's upload."""
+    try:
+        stored = await request.app[UPLOADS].find(
+            request.match_info["token"], principal_of(request)
+        )
+    except UploadNotFound:
+        raise NotFound("There is no such upload.") from None
+    return json_response(status_of(stored), headers={"Cache-Control": "no-store"})
+
+
+def status_of(stored: Stored) -> UploadStatus:
+    """Return what a stored upload's status is."""
+    sidecar, size = stored.sidecar, stored.sidecar.size
+    ended = _STATES.get(sidecar.status)
+    completed_at = sidecar.completed_at
+    updated_at = completed_at if completed_at is not None else stored.modified_at * 1000
+    return UploadStatus(
+        token=sidecar.upload_id,
+        status=ended or ("uploading" if stored.offset else "created"),  # type: ignore[arg-type]
+        progress=_percent(stored.offset, size, complete=sidecar.status == "completed"),
+        offset=stored.offset,
+        size=size,
+        created_at=rfc3339(sidecar.facts.created_at),
+        updated_at=rfc3339(max(updated_at, sidecar.facts.created_at)),
+        completed_at=None if completed_at is None else rfc3339(completed_at),
+    )
+
+
+def _percent(offset: int, size: int | None, *, complete: bool) -> float:
+    if complete:
+        return 100.0
+    return min(round(100.0 * offset / size, 2), 99.99) if size else 0.0

@@ -1,0 +1,218 @@
+"""The tus 1.0.0 protocol without I/O: header values in, decisions out.
+
+Specification: tus resumable upload protocol 1.0.0. "Item" numbers in comments are those of
+the conformance list in ``docs/tus.md``.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import format_datetime
+from typing import Final
+
+import msgspec
+
+from services.ingest.errors import OffsetMismatch, UnsupportedMediaType, VersionUnsupported
+from shared.errors import InvalidRequest, PayloadTooLarge
+
+__all__ = [
+    "CHUNK_TYPE",
+    "EXTENSIONS",
+    "VERSION",
+    "Creation",
+    "check_chunk_type",
+    "check_version",
+    "declared_length",
+    "http_date",
+    "parse_count",
+    "parse_creation",
+    "parse_metadata",
+    "room_for_chunk",
+]
+
+VERSION: Final = "1.0.0"
+CHUNK_TYPE: Final = "application/offset+octet-stream"
+EXTENSIONS: Final = "creation,creation-with-upload,creation-defer-length,termination,expiration"
+
+_MAX_DIGITS: Final = 18
+"""Stays below 2**63 bytes, and below what makes parsing a number expensive."""
+_MAX_METADATA_KEYS: Final = 32
+
+
+class Creation(msgspec.Struct, frozen=True, kw_only=True):
+    """What a client asks for when it opens an upload."""
+
+    size: int | None
+    """Declared length in bytes; ``None`` while it is deferred."""
+    metadata_header: str
+    metadata: dict[str, str]
+
+
+def check_version(headers: Mapping[str, str]) -> None:
+    """Refuse a request in another version of the protocol, or in none.
+
+    Raises:
+        VersionUnsupported: Items 5 and 7.
+
+    """
+    if headers.get("Tus-Resumable") != VERSION:
+        raise VersionUnsupported(
+            f"Tus-Resumable must be {VERSION}.", headers={"Tus-Version": VERSION}
+        )
+
+
+def check_chunk_type(headers: Mapping[str, str]) -> None:
+    """Refuse a body that is not declared as a piece of an upload.
+
+    Raises:
+        UnsupportedMediaType: Item 20. Or the body is compressed: offsets count the bytes as
+            they are sent, so nothing may unpack them on the way (item 33).
+
+    """
+    declared = headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    if declared != CHUNK_TYPE:
+        raise UnsupportedMediaType(f"Content-Type must be {CHUNK_TYPE}.")
+    if headers.get("Content-Encoding", "identity").strip().lower() not in {"", "identity"}:
+        raise UnsupportedMediaType("Content-Encoding is not accepted.")
+
+
+def parse_count(headers: Mapping[str, str], name: str) -> int:
+    """Return a header that holds a number of bytes.
+
+    Raises:
+        InvalidRequest: It is missing, or not a plain decimal integer (items 1, 2, 23).
+            ``int()`` would also take ``+5``, ``5_0``, spaces and other alphabets' digits.
+
+    """
+    value = headers.get(name, "")
+    if not value or not value.isascii() or not value.isdecimal() or len(value) > _MAX_DIGITS:
+        raise InvalidRequest(f"{name} must be a non-negative integer.")
+    return int(value)
+
+
+def parse_creation(headers: Mapping[str, str], *, max_size: int) -> Creation:
+    """Return what a POST asks for.
+
+    Args:
+        headers: Of the request.
+        max_size: Largest upload in bytes; 0 is no limit.
+
+    Raises:
+        InvalidRequest: Length or metadata break the protocol (items 44, 45, 51, 52).
+        PayloadTooLarge: The declared length is over the limit (item 49).
+
+    """
+    deferred = headers.get("Upload-Defer-Length")
+    if deferred is not None and deferred != "1":
+        raise InvalidRequest("Upload-Defer-Length must be 1.")
+    if (deferred is None) == ("Upload-Length" not in headers):
+        raise InvalidRequest("Exactly one of Upload-Length and Upload-Defer-Length is needed.")
+    if "Upload-Concat" in headers:
+        raise InvalidRequest("Upload-Concat is not supported.")
+    size = None if deferred else _limited(parse_count(headers, "Upload-Length"), max_size)
+    raw = headers.get("Upload-Metadata", "")
+    return Creation(size=size, metadata_header=raw, metadata=parse_metadata(raw))
+
+
+def _limited(size: int, max_size: int) -> int:
+    if max_size and size > max_size:
+        raise PayloadTooLarge(
+            f"The upload may have at most {max_size} bytes.",
+            headers={"Tus-Max-Size": str(max_size)},
+        )
+    return size
+
+
+def parse_metadata(header: str) -> dict[str, str]:
+    """Return the pairs of ``Upload-Metadata``; values that are no UTF-8 text are left out.
+
+    Raises:
+        InvalidRequest: A key is empty, doubled, or not plain ASCII; a value is not Base64;
+            or there are too many (items 51 to 53, 56).
+
+    """
+    pairs: dict[str, str] = {}
+    if not header.strip():
+        return pairs
+    parts = header.split(",")
+    if len(parts) > _MAX_METADATA_KEYS:
+        raise InvalidRequest(f"Upload-Metadata may have {_MAX_METADATA_KEYS} keys.")
+    seen = set()
+    for part in parts:
+        key, _, encoded = part.strip().partition(" ")
+        if not key or not key.isascii() or not key.isprintable() or key in seen:
+            raise InvalidRequest("Upload-Metadata has an empty, doubled or non-ASCII key.")
+        seen.add(key)
+        try:
+            value = base64.b64decode(encoded, validate=True)
+            pairs[key] = value.decode()
+        except UnicodeDecodeError:
+            continue  # kept in the header, which is given back as it came
+        except (binascii.Error, ValueError):
+            raise InvalidRequest("Upload-Metadata has a value that is not Base64.") from None
+    return pairs
+
+
+def declared_length(
+    headers: Mapping[str, str], *, known: int | None, offset: int, max_size: int
+) -> int | None:
+    """Return the upload's length after a PATCH that may declare it (items 62 to 64).
+
+    Args:
+        headers: Of the PATCH.
+        known: The length so far; ``None`` while it is deferred.
+        offset: Bytes that are there.
+        max_size: Largest upload in bytes; 0 is no limit.
+
+    Raises:
+        InvalidRequest: The length was known and is another one, or is below the offset.
+        PayloadTooLarge: It is over the limit.
+
+    """
+    if "Upload-Length" not in headers:
+        return known
+    size = parse_count(headers, "Upload-Length")
+    if known is not None and size != known:
+        # Item 63: "The length MUST NOT be changed" once it is set.
+        raise InvalidRequest("Upload-Length is already set to another value.")
+    if size < offset:
+        raise InvalidRequest("Upload-Length is below the bytes already received.")
+    return _limited(size, max_size)
+
+
+def room_for_chunk(
+    *, provided: int, offset: int, size: int | None, length: int | None, max_size: int
+) -> int | None:
+    """Return how many bytes a PATCH may add; ``None`` is no limit.
+
+    Args:
+        provided: ``Upload-Offset`` of the request.
+        offset: Bytes that are there.
+        size: Declared length of the upload; ``None`` while it is deferred.
+        length: ``Content-Length`` of the request; ``None`` if it is chunked.
+        max_size: Largest upload in bytes; 0 is no limit. Binds deferred uploads (item 65).
+
+    Raises:
+        OffsetMismatch: The chunk would not start where the upload ends.
+        PayloadTooLarge: The chunk would pass the end (item 29).
+
+    """
+    if provided != offset:
+        # Item 22: "If the offsets do not match, the Server MUST respond with the 409
+        # Conflict status without modifying the upload resource."
+        raise OffsetMismatch(f"The upload is at {offset}, not {provided}.")
+    end = size if size is not None else (max_size or None)
+    if end is None:
+        return None
+    room = end - offset
+    if length is not None and length > room:
+        raise PayloadTooLarge(f"{length} bytes are sent, but there is room for {room}.")
+    return room
+
+
+def http_date(at: float) -> str:
+    """Return a time (UTC, seconds since the epoch) as an IMF-fixdate (item 74)."""
+    return format_datetime(datetime.fromtimestamp(int(at), UTC), usegmt=True)

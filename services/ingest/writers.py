@@ -1,0 +1,129 @@
+"""One writer at a time per upload, and how the next one gets its turn.
+
+A client whose connection died comes back on a new one while the old request still waits for
+bytes. The newcomer therefore asks the holder to let go: the holder keeps what it has received,
+answers, and releases. In this process that takes an event; to a holder in another process the
+question goes through the store. Who asks last gets the upload: it is the one that lives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Final, Literal
+
+from services.ingest.errors import Locked
+from shared.blobs.store import BlobStore, BlobWriter, UploadBusy
+
+__all__ = ["Lease", "Writers"]
+
+Reason = Literal["takeover", "shutdown"]
+
+_ACQUIRE_S: Final = 10.0
+"""How long a newcomer waits: longer than a holder needs to sync a buffer to a slow disk."""
+_RETRY_S: Final = 0.05
+_POLL_S: Final = 0.2
+"""How often questions from other processes are looked for while an upload is held here."""
+
+
+class Lease:
+    """The turn of one request: the store's writer, and the wish of others to have it."""
+
+    def __init__(self, upload_id: str, writer: BlobWriter) -> None:
+        self.upload_id: Final = upload_id
+        self.writer: Final = writer
+        self.asked: Reason | None = None
+        """Why the holder should let go; ``None`` while nobody wants that."""
+        self._released: Final = asyncio.Event()
+        self._on_ask: Callable[[], None] | None = None
+
+    def ask(self, reason: Reason) -> None:
+        """Ask the holder to let go; returns at once."""
+        if self.asked is None:
+            self.asked = reason
+            if self._on_ask is not None:
+                self._on_ask()
+
+    def when_asked(self, callback: Callable[[], None] | None) -> None:
+        """Have ``callback`` called once somebody asks; at once if that has happened."""
+        self._on_ask = callback
+        if callback is not None and self.asked is not None:
+            callback()
+
+    async def wait_released(self) -> None:
+        """Return when the holder has let go."""
+        await self._released.wait()
+
+    def mark_released(self) -> None:
+        """Let those who wait try."""
+        self._released.set()
+
+
+class Writers:
+    """The leases of this process."""
+
+    def __init__(self, store: BlobStore) -> None:
+        self._store: Final = store
+        self._held: Final[dict[str, Lease]] = {}
+        self._draining = False
+
+    @property
+    def count(self) -> int:
+        """Uploads that are being written to here."""
+        return len(self._held)
+
+    @asynccontextmanager
+    async def writing(self, upload_id: str) -> AsyncIterator[Lease]:
+        """Hold the exclusive right to write to an upload.
+
+        Raises:
+            Locked: The holder did not let go in time.
+            UploadNotFound, SidecarDamaged, OSError: As ``BlobStore.acquire``.
+
+        """
+        lease = Lease(upload_id, await self._acquire(upload_id))
+        self._held[upload_id] = lease
+        if self._draining:
+            lease.ask("shutdown")
+        try:
+            yield lease
+        finally:
+            del self._held[upload_id]
+            await lease.writer.close()
+            lease.mark_released()
+
+    async def _acquire(self, upload_id: str) -> BlobWriter:
+        try:
+            async with asyncio.timeout(_ACQUIRE_S):
+                while True:
+                    holder = self._held.get(upload_id)
+                    if holder is not None:
+                        holder.ask("takeover")
+                        await holder.wait_released()
+                    try:
+                        return await self._store.acquire(upload_id)
+                    except UploadBusy:
+                        if upload_id not in self._held:
+                            await self._store.ask_release(upload_id)
+                        await asyncio.sleep(_RETRY_S)
+        except TimeoutError:
+            raise Locked("Another request is writing to this upload.") from None
+
+    def let_go(self) -> None:
+        """Ask all holders to finish, because the process stops."""
+        self._draining = True
+        for lease in self._held.values():
+            lease.ask("shutdown")
+
+    async def listen(self) -> None:
+        """Pass on what other processes ask for, forever."""
+        while True:
+            await asyncio.sleep(_POLL_S)
+            if self._held:
+                try:
+                    asked = await self._store.release_asked()
+                except OSError:
+                    continue  # the newcomer keeps asking
+                for upload_id in asked & self._held.keys():
+                    self._held[upload_id].ask("takeover")

@@ -1,0 +1,1 @@
+"""Serves and deletes stored files."""

@@ -1,0 +1,395 @@
+"""The blob store on a file system, local or shared by several processes and machines.
+
+Layout, below one root: ``ab/<id>.part`` grows, ``ab/<id>`` is complete, ``ab/<id>.info`` is
+the sidecar, where ``ab`` are the first two characters of the id. ``due/<id>.<seq>`` marks an
+event that may be unpublished, ``ask/<id>`` asks the writer to let go; both directories are
+nearly empty, so that listing them is cheap however many uploads there are.
+
+The writer's right is ``flock`` on the file of bytes: the kernel ends it with the process,
+whatever kills that, and a rename keeps it. All blocking calls run in disk threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final, TypeVar
+
+from shared import sidecar as sidecars
+from shared.blobs.durable import start_writeback, sync_data, sync_directory, write_all
+from shared.blobs.store import Due, FsyncPolicy, Stored, UploadBusy, UploadNotFound
+from shared.errors import StartupError
+from shared.sidecar import Sidecar, SidecarDamaged
+
+__all__ = ["FilesystemStore", "FilesystemWriter"]
+
+T = TypeVar("T")
+
+_DISK_THREADS: Final = 16
+"""More than a disk's useful queue depth; a thread costs nothing while it waits."""
+
+_SHARDS: Final = tuple(f"{number:02x}" for number in range(256))
+_SURVEY_BATCH: Final = 256
+
+
+class FilesystemStore:
+    """Implements ``BlobStore``; see there for the promises.
+
+    Args:
+        root: Directory of the blobs; made if it is not there.
+        fsync: When bytes are forced to stable storage.
+
+    Raises:
+        StartupError: The directory cannot be made or written to.
+
+    """
+
+    def __init__(self, root: Path, *, fsync: FsyncPolicy = "always") -> None:
+        self.root: Final = root
+        self.fsync: Final = fsync
+        self._threads: Final = ThreadPoolExecutor(_DISK_THREADS, thread_name_prefix="disk")
+        self._prepare()
+
+    def _prepare(self) -> None:
+        try:
+            for name in (*_SHARDS, "due", "ask"):
+                (self.root / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+            probe = self.root / f".probe-{os.getpid()}"
+            probe.write_bytes(b"")
+            probe.unlink()
+        except OSError as exc:
+            raise StartupError(
+                f"DATA_DIR: {self.root} is not writable ({exc.strerror}): "
+                "make it writable for this user or set DATA_DIR to another folder"
+            ) from exc
+
+    def is_writable(self) -> bool:
+        """Tell whether the root is there and writable; a look, no write."""
+        return os.access(self.root, os.W_OK | os.X_OK)
+
+    async def run(self, job: Callable[..., T], *args: object) -> T:
+        """Run a blocking call in a disk thread, to its end even if the caller is cancelled.
+
+        A cancelled caller must not close a file descriptor that a thread still writes to.
+        """
+        future = asyncio.get_running_loop().run_in_executor(self._threads, job, *args)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            await asyncio.wait([future])
+            raise
+
+    def close(self) -> None:
+        """End the disk threads once their work is done."""
+        self._threads.shutdown(wait=True)
+
+    def path(self, upload_id: str, suffix: str = "") -> Path:
+        """Return the path of one of an upload's files.
+
+        Raises:
+            ValueError: This is no id. Callers check ids where they enter; this keeps a slip
+                from ever naming a file outside the root.
+
+        """
+        if not sidecars.is_upload_id(upload_id):
+            raise ValueError(f"no upload id: {upload_id!r}")
+        return self.root / upload_id[:2] / f"{upload_id}{suffix}"
+
+    def _marker(self, due: Due) -> Path:
+        return self.root / "due" / f"{due.upload_id}.{due.seq}"
+
+    def _question(self, upload_id: str) -> Path:
+        return self.root / "ask" / upload_id
+
+    # Reading.
+
+    async def read(self, upload_id: str) -> Stored:
+        if not sidecars.is_upload_id(upload_id):
+            raise UploadNotFound(upload_id)
+        return await self.run(self._read, upload_id)
+
+    def _read(self, upload_id: str) -> Stored:
+        sidecar = self.load(upload_id)
+        if sidecar.is_gone:
+            raise UploadNotFound(upload_id)
+        for suffix in (".part", "", ".part"):  # a rename may fall between two looks
+            with contextlib.suppress(FileNotFoundError):
+                stat = os.stat(self.path(upload_id, suffix))
+                return Stored(
+                    sidecar=sidecar,
+                    offset=stat.st_size,
+                    modified_at=stat.st_mtime,
+                    visible=not suffix,
+                )
+        if sidecar.status == "failed":  # its bytes were removed, its record stays
+            ended_at = sidecar.outbox[-1].at / 1000
+            return Stored(sidecar=sidecar, offset=0, modified_at=ended_at, visible=False)
+        raise UploadNotFound(upload_id)
+
+    def load(self, upload_id: str) -> Sidecar:
+        """Return the sidecar, a tombstone too. Blocking.
+
+        Raises:
+            UploadNotFound: There is none.
+            SidecarDamaged: It cannot be read.
+
+        """
+        try:
+            content = self.path(upload_id, ".info").read_bytes()
+        except FileNotFoundError:
+            raise UploadNotFound(upload_id) from None
+        record = sidecars.decode(content)
+        if record.upload_id != upload_id:
+            raise SidecarDamaged(f"the record of {record.upload_id} has another's name")
+        return record
+
+    async def open_blob(self, upload_id: str) -> int:
+        """Return a descriptor for the bytes of a complete upload; the caller closes it.
+
+        Raises:
+            UploadNotFound: There are none (any more), or they are not complete.
+
+        """
+        try:
+            return await self.run(
+                os.open, self.path(upload_id), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+            )
+        except FileNotFoundError:
+            raise UploadNotFound(upload_id) from None
+
+    # Writing.
+
+    async def create(self, sidecar: Sidecar) -> list[Due]:
+        return await self.run(self._create, sidecar)
+
+    def _create(self, sidecar: Sidecar) -> list[Due]:
+        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
+        part = self.path(sidecar.upload_id, ".part")
+        os.close(os.open(part, flags, 0o600))
+        try:
+            return self.save(sidecar)
+        except OSError:  # a full disk must not fill with the beginnings of uploads
+            for leftover in (part, self.path(sidecar.upload_id, ".info.new")):
+                leftover.unlink(missing_ok=True)
+            self._marker(Due(sidecar.upload_id, 1)).unlink(missing_ok=True)
+            raise
+
+    def save(self, sidecar: Sidecar, *, mark: bool = True) -> list[Due]:
+        """Replace a sidecar durably; return the events that are due. Blocking.
+
+        Args:
+            sidecar: The new record.
+            mark: Its last event is new. The marker comes first: a marker without its event
+                is harmless, an event without its marker would wait for a survey.
+
+        """
+        upload_id = sidecar.upload_id
+        if mark:
+            self._marker(Due(upload_id, sidecar.outbox[-1].seq)).touch(mode=0o600)
+        target, fresh = self.path(upload_id, ".info"), self.path(upload_id, ".info.new")
+        flags = os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+        fd = os.open(fresh, flags, 0o600)
+        try:
+            write_all(fd, [sidecars.encode(sidecar)])
+            if self.fsync != "never":
+                sync_data(fd)
+        finally:
+            os.close(fd)
+        fresh.rename(target)
+        if self.fsync != "never":
+            sync_directory(target.parent)
+            sync_directory(self.root / "due")
+        due = (Due(upload_id, event.seq) for event in sidecar.outbox)
+        return [one for one in due if self._marker(one).exists()]
+
+    async def acquire(self, upload_id: str) -> FilesystemWriter:
+        if not sidecars.is_upload_id(upload_id):
+            raise UploadNotFound(upload_id)
+        return await self.run(self._acquire, upload_id)
+
+    def _acquire(self, upload_id: str) -> FilesystemWriter:
+        fd = self._lock(upload_id)
+        try:
+            record = self.load(upload_id)
+            if record.is_gone:
+                raise UploadNotFound(upload_id)
+            self._question(upload_id).unlink(missing_ok=True)
+            if self.fsync == "always":
+                sync_data(fd)  # a predecessor that was killed may have left unsynced bytes
+            return FilesystemWriter(self, fd, record)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def _lock(self, upload_id: str) -> int:
+        for suffix in (".part", "", ".part"):
+            try:
+                fd = os.open(
+                    self.path(upload_id, suffix), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+                )
+            except FileNotFoundError:
+                continue
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(fd)
+                raise UploadBusy(upload_id) from None
+            if os.fstat(fd).st_nlink:
+                return fd
+            os.close(fd)  # removed between open and lock
+        raise UploadNotFound(upload_id)
+
+    # Handing over.
+
+    async def ask_release(self, upload_id: str) -> None:
+        await self.run(lambda: self._question(upload_id).touch(mode=0o600))
+
+    async def release_asked(self) -> set[str]:
+        return set(await self.run(os.listdir, self.root / "ask"))
+
+    # The outbox.
+
+    async def mark_published(self, due: Due, *, last: bool) -> None:
+        def unlink() -> None:
+            self._marker(due).unlink(missing_ok=True)
+            if last:
+                self.path(due.upload_id, ".info").unlink(missing_ok=True)
+
+        await self.run(unlink)
+
+    async def remove_bytes(self, upload_id: str) -> None:
+        """Remove the bytes that a crash left beside a tombstone."""
+        await self.run(self.unlink_bytes, upload_id)
+
+    def unlink_bytes(self, upload_id: str) -> None:
+        """Remove the bytes of an upload, complete or not. Blocking."""
+        for suffix in ("", ".part"):
+            self.path(upload_id, suffix).unlink(missing_ok=True)
+
+    async def due(self, *, older_than_s: float) -> list[Due]:
+        return await self.run(self._due, time.time() - older_than_s)
+
+    def _due(self, before: float) -> list[Due]:
+        found = []
+        with os.scandir(self.root / "due") as entries:
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):
+                    upload_id, _, seq = entry.name.partition(".")
+                    is_marker = sidecars.is_upload_id(upload_id) and seq.isdecimal()
+                    if is_marker and entry.stat().st_mtime <= before:
+                        found.append(Due(upload_id, int(seq)))
+        return sorted(found)
+
+    async def survey(self, *, recent_s: float) -> AsyncIterator[Sidecar]:
+        wanted = await self.run(self._live_and_recent, time.time() - recent_s)
+        for start in range(0, len(wanted), _SURVEY_BATCH):
+            for record in await self.run(self._load_all, wanted[start : start + _SURVEY_BATCH]):
+                yield record
+
+    def _live_and_recent(self, since: float) -> list[str]:
+        live, recent = set(), set()
+        for entry in self._blobs():
+            stem, _, suffix = entry.name.partition(".")
+            if suffix == "part":
+                live.add(stem)
+            elif suffix == "info":
+                with contextlib.suppress(FileNotFoundError):
+                    if entry.stat().st_mtime >= since:
+                        recent.add(stem)
+        return [one for one in live | recent if sidecars.is_upload_id(one)]
+
+    def _blobs(self) -> Iterator[os.DirEntry[str]]:
+        for shard in _SHARDS:
+            with os.scandir(self.root / shard) as entries:
+                yield from entries
+
+    def _load_all(self, upload_ids: Sequence[str]) -> list[Sidecar]:
+        records = []
+        for upload_id in upload_ids:
+            with contextlib.suppress(UploadNotFound, SidecarDamaged):
+                records.append(self.load(upload_id))
+        return records
+
+
+class FilesystemWriter:
+    """Implements ``BlobWriter``; see there for the promises."""
+
+    def __init__(self, store: FilesystemStore, fd: int, record: Sidecar) -> None:
+        self._store: Final = store
+        self._fd = fd
+        stat = os.fstat(fd)
+        self.sidecar = record
+        self.offset = os.lseek(fd, 0, os.SEEK_END)
+        self.modified_at = stat.st_mtime
+        self.visible = not store.path(record.upload_id, ".part").exists()
+        self._safe = self.offset
+        """Bytes that are on stable storage; ``acquire`` has synced what was there before."""
+
+    async def write(self, pieces: Sequence[bytes]) -> None:
+        await self._store.run(self._write, pieces)
+
+    def _write(self, pieces: Sequence[bytes]) -> None:
+        start = self.offset
+        try:
+            self.offset += write_all(self._fd, pieces)
+        except OSError:
+            self.offset = os.lseek(self._fd, 0, os.SEEK_END)
+            raise
+        self.modified_at = time.time()
+        if self._store.fsync == "always":
+            start_writeback(self._fd, start, self.offset - start)
+
+    async def sync(self) -> None:
+        if self._store.fsync == "always" and self._safe != self.offset:
+            await self._store.run(self._sync)
+
+    def _sync(self) -> None:
+        try:
+            sync_data(self._fd)
+        except OSError:
+            # The kernel may have dropped the pages that failed, so nothing after the last
+            # good sync may ever be acknowledged.
+            os.ftruncate(self._fd, self._safe)
+            self.offset = os.lseek(self._fd, 0, os.SEEK_END)
+            raise
+        self._safe = self.offset
+
+    async def record(self, sidecar: Sidecar) -> list[Due]:
+        return await self._store.run(self._record, sidecar)
+
+    def _record(self, sidecar: Sidecar) -> list[Due]:
+        due = self._store.save(sidecar, mark=sidecar.next_seq != self.sidecar.next_seq)
+        self.sidecar = sidecar
+        return due
+
+    async def finish(self, sidecar: Sidecar) -> list[Due]:
+        return await self._store.run(self._finish, sidecar)
+
+    def _finish(self, sidecar: Sidecar) -> list[Due]:
+        synced = self._store.fsync == "always" and self._safe == self.offset
+        if self._store.fsync != "never" and not synced:
+            self._sync()
+        part = self._store.path(sidecar.upload_id, ".part")
+        with contextlib.suppress(FileNotFoundError):  # an earlier try came this far
+            part.rename(self._store.path(sidecar.upload_id))
+        self.visible = True
+        return self._record(sidecar)  # its sync of the directory covers the rename
+
+    async def bury(self, tombstone: Sidecar) -> list[Due]:
+        return await self._store.run(self._bury, tombstone)
+
+    def _bury(self, tombstone: Sidecar) -> list[Due]:
+        due = self._record(tombstone)
+        self._store.unlink_bytes(tombstone.upload_id)
+        return due
+
+    async def close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)

@@ -1,0 +1,111 @@
+"""The errors that reach people: refusals of a request, and refusals to start.
+
+Knows nothing of HTTP libraries; ``shared.web`` renders ``ApiError`` as RFC 9457 problem+json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+__all__ = [
+    "ApiError",
+    "Conflict",
+    "Forbidden",
+    "InvalidRequest",
+    "NotFound",
+    "PayloadTooLarge",
+    "StartupError",
+    "StorageFull",
+    "Unauthorized",
+    "Unavailable",
+]
+
+
+class StartupError(Exception):
+    """The process cannot start; the text is one line: what is wrong and what to do."""
+
+
+class ApiError(Exception):
+    """A request is refused.
+
+    Args:
+        message: Shown to the client: no path, key or cause that helps an attacker.
+        headers: Extra response headers that belong to this refusal.
+        details: Extra members of the body's ``details``, such as ``session_id``.
+        error_code: Replaces the class's code where a document names another one.
+
+    """
+
+    status: int = 500
+    error_code: str = "INTERNAL_SERVER_ERROR"
+    title: str = "Internal server error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        details: Mapping[str, object] | None = None,
+        error_code: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message: Final = message
+        self.headers: Final = dict(headers or {})
+        self.details: Final = dict(details or {})
+        if error_code is not None:
+            self.error_code = error_code
+
+
+class InvalidRequest(ApiError):
+    """The request breaks the protocol. Send it differently."""
+
+    status, error_code, title = 400, "INVALID_REQUEST", "Invalid request"
+
+
+class Unauthorized(ApiError):
+    """No or bad credentials. Send good ones; the response says how."""
+
+    status, error_code, title = 401, "UNAUTHORIZED", "Unauthorized"
+
+    def __init__(self, message: str, *, challenge: str = "Bearer") -> None:
+        super().__init__(message, headers={"WWW-Authenticate": challenge})
+
+
+class Forbidden(ApiError):
+    """Good credentials, but the thing is somebody else's (code from seed document 000)."""
+
+    status, error_code, title = 403, "UNAUTHORIZED_ACCESS", "Forbidden"
+
+
+class NotFound(ApiError):
+    """There is no such thing, or it is gone."""
+
+    status, error_code, title = 404, "NOT_FOUND", "Not found"
+
+
+class Conflict(ApiError):
+    """The request does not fit the state of the thing. Read the state, then retry."""
+
+    status, error_code, title = 409, "CONFLICT", "Conflict"
+
+
+class PayloadTooLarge(ApiError):
+    """The body, or what it announces, is over a limit."""
+
+    status, error_code, title = 413, "PAYLOAD_TOO_LARGE", "Payload too large"
+
+
+class Unavailable(ApiError):
+    """Something behind the service is away. Retry after the time given (seconds)."""
+
+    status, error_code, title = 503, "SERVICE_UNAVAILABLE", "Service unavailable"
+
+    def __init__(self, message: str, *, retry_after: int = 1) -> None:
+        super().__init__(message, headers={"Retry-After": str(retry_after)})
+
+
+class StorageFull(ApiError):
+    """The disk has no room. What was acknowledged is kept; retry when there is room."""
+
+    status, error_code, title = 507, "STORAGE_FULL", "Insufficient storage"

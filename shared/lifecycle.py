@@ -1,0 +1,69 @@
+"""Tasks that are neither lost nor silent: jobs as long as their application, and short ones."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import structlog
+
+__all__ = ["TaskSet", "background", "stop_process"]
+
+log = structlog.stdlib.get_logger(__name__)
+
+
+def stop_process() -> None:
+    """Ask this process to shut down in good order."""
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@asynccontextmanager
+async def background(
+    name: str, job: Coroutine[Any, Any, None], *, on_death: Callable[[], None] = stop_process
+) -> AsyncIterator[None]:
+    """Run ``job`` until the context exits, then cancel it and wait for it.
+
+    The job is meant to run forever. If it ends on its own, the process cannot do its work, so
+    it stops as a whole and its supervisor starts a fresh one.
+    """
+
+    def notice_death(task: asyncio.Task[None]) -> None:
+        if not task.cancelled():
+            log.critical("background_job_died", job=name, exc_info=task.exception())
+            on_death()
+
+    task = asyncio.create_task(job, name=name)  # noqa: TID251 - the one place
+    task.add_done_callback(notice_death)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+class TaskSet:
+    """Short tasks that nobody awaits: kept alive, and a failure is logged."""
+
+    def __init__(self, name: str) -> None:
+        self._name: Final = name
+        self._tasks: Final[set[asyncio.Task[None]]] = set()
+
+    def start(self, job: Coroutine[Any, Any, None]) -> None:
+        """Run ``job`` now, on its own."""
+        task = asyncio.create_task(job, name=self._name)  # noqa: TID251 - the one place
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (failure := task.exception()):
+            log.error("task_failed", task=self._name, exc_info=failure)
+
+    async def join(self) -> None:
+        """Wait until all are done."""
+        while self._tasks:
+            await asyncio.wait(set(self._tasks))

@@ -1,0 +1,152 @@
+"""Brings the lifecycle events that stand in sidecars onto the streams, whatever happens.
+
+A state change writes its event into the sidecar, with a marker that it is due. ``announce``
+publishes it and takes the marker away. A crash, a full queue or an outage leaves the marker,
+and ``watch`` finds it. When Redis has lost its memory (wiped, swapped for an empty one),
+``watch`` notices that its epoch has changed and publishes the outboxes of all live and recent
+uploads again. Readers drop what they have by ``seq``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import structlog
+from redis.asyncio import Redis
+
+from shared.blobs.filesystem import FilesystemStore
+from shared.blobs.store import Due, UploadNotFound
+from shared.events import FileDeleted, LifecycleEvent, UploadCancelled, UploadExpired
+from shared.lifecycle import TaskSet
+from shared.publisher import Publisher
+from shared.sidecar import Sidecar, SidecarDamaged
+from shared.streams import REDIS_FAILURES, command
+
+__all__ = ["Outbox"]
+
+log = structlog.stdlib.get_logger(__name__)
+
+_EPOCH_KEY: Final = "ingest:epoch"
+_REPUBLISH_LOCK: Final = "ingest:epoch:lock"
+_REPUBLISH_LOCK_MS: Final = 60_000
+_EPOCH_CHECK_S: Final = 1.0
+_SWEEP_S: Final = 15.0
+_LAST_EVENTS: Final = (UploadCancelled, UploadExpired, FileDeleted)
+"""After these nothing is left of an upload but its tombstone, kept until they are published."""
+
+
+class Outbox:
+    """The way from sidecars to streams, for one process.
+
+    Args:
+        store: Where the sidecars are.
+        publisher: Writes to the streams.
+        redis: For the epoch; may be shared with others.
+        recent_s: How long after its last change an upload is published again when Redis has
+            lost its memory: as long as anybody may still ask for its progress.
+
+    """
+
+    def __init__(
+        self, store: FilesystemStore, publisher: Publisher, redis: Redis, *, recent_s: float
+    ) -> None:
+        self._store: Final = store
+        self._publisher: Final = publisher
+        self._redis: Final = redis
+        self._recent_s: Final = recent_s
+        self._epoch_file: Final[Path] = store.root / "epoch"
+        self._tasks: Final = TaskSet("outbox")
+
+    def announce(self, sidecar: Sidecar, due: Iterable[Due]) -> None:
+        """Publish the events of ``sidecar`` that are due, oldest first; returns at once."""
+        wanted = {one.seq for one in due}
+        for event in sidecar.outbox:
+            if event.seq in wanted:
+                self._publisher.lifecycle(event, partial(self._published, event))
+
+    def _published(self, event: LifecycleEvent) -> None:
+        last = isinstance(event, _LAST_EVENTS)
+        self._tasks.start(self._mark(Due(event.upload_id, event.seq), last=last))
+
+    async def _mark(self, due: Due, *, last: bool) -> None:
+        try:
+            await self._store.mark_published(due, last=last)
+        except OSError as exc:  # it will be published once more: harmless
+            log.warning("marker_not_removed", upload_id=due.upload_id, error=repr(exc))
+
+    async def watch(self) -> None:
+        """Sweep what is due and look for a Redis that forgot, forever."""
+        next_sweep = 0.0
+        while True:
+            try:
+                if time.monotonic() >= next_sweep:
+                    # At start every marker counts: those who made them may have died.
+                    await self.sweep(older_than_s=_SWEEP_S if next_sweep else 0.0)
+                    next_sweep = time.monotonic() + _SWEEP_S
+                await self.check_epoch()
+            except (*REDIS_FAILURES, OSError) as exc:
+                log.debug("outbox_watch_failed", error=repr(exc))
+            await asyncio.sleep(_EPOCH_CHECK_S)
+
+    async def close(self) -> None:
+        """Finish the markers under way."""
+        await self._tasks.join()
+
+    async def sweep(self, *, older_than_s: float) -> int:
+        """Publish what has been due for so many seconds; return how many uploads that were."""
+        by_upload: dict[str, list[Due]] = {}
+        for one in await self._store.due(older_than_s=older_than_s):
+            by_upload.setdefault(one.upload_id, []).append(one)
+        for upload_id, due in by_upload.items():
+            try:
+                sidecar = await self._store.run(self._store.load, upload_id)
+            except UploadNotFound:
+                for one in due:
+                    await self._mark(one, last=False)
+            except SidecarDamaged as exc:
+                log.error("sidecar_damaged", upload_id=upload_id, error=str(exc))
+            else:
+                if sidecar.is_gone:
+                    await self._store.remove_bytes(upload_id)  # a crash may have left them
+                self.announce(sidecar, due)
+        return len(by_upload)
+
+    async def check_epoch(self) -> bool:
+        """Publish everything again if Redis is not the one that has it; return whether so.
+
+        The epoch is a random word in Redis, and the last one that was served stands beside
+        the blobs: it differs after a wipe, and when another Redis is plugged in.
+        """
+        epoch = await self._epoch()
+        if epoch == await self._store.run(self._known_epoch):
+            return False
+        lock = await self._redis.set(_REPUBLISH_LOCK, epoch, nx=True, px=_REPUBLISH_LOCK_MS)
+        if not lock:  # another process is at it; if it dies, the lock runs out
+            return False
+        count = 0
+        async for sidecar in self._store.survey(recent_s=self._recent_s):
+            self.announce(sidecar, [Due(sidecar.upload_id, e.seq) for e in sidecar.outbox])
+            count += 1
+        await self._store.run(self._epoch_file.write_text, epoch)
+        await self._redis.delete(_REPUBLISH_LOCK)
+        log.info("outboxes_published_again", uploads=count, epoch=epoch)
+        return True
+
+    async def _epoch(self) -> str:
+        fresh = uuid.uuid4().hex
+        if await self._redis.set(_EPOCH_KEY, fresh, nx=True):
+            return fresh
+        found = await command(self._redis, "GET", _EPOCH_KEY)
+        return found.decode() if found else await self._epoch()
+
+    def _known_epoch(self) -> str:
+        with contextlib.suppress(FileNotFoundError):
+            return self._epoch_file.read_text()
+        return ""

@@ -1,0 +1,208 @@
+"""Puts events on the streams, through outages, without ever blocking its callers.
+
+Lifecycle events wait in a bounded queue and are retried until they are written; each one also
+stands in a sidecar's outbox, so what the queue has no room for, or what a crash wipes out, is
+found there again (``shared.outbox``). Positions conflate: only the newest of an upload waits,
+and at most one an interval and upload is sent, many to an entry.
+
+Order: the events of one upload are written in the order in which they were handed over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+import structlog
+from prometheus_client import Counter, Gauge
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+
+from shared import events
+from shared.events import LifecycleEvent, UploadProgress
+from shared.streams import (
+    REDIS_FAILURES,
+    Command,
+    event_stream,
+    pack_positions,
+    partition_of,
+    pipelined,
+    progress_stream,
+)
+
+__all__ = ["Publisher"]
+
+log = structlog.stdlib.get_logger(__name__)
+
+_BATCH: Final = 500
+_TICK_S: Final = 0.05
+"""Positions that come due within one tick share an entry."""
+_PROGRESS_KEPT_MS: Final = 90_000
+_PROGRESS_KEY_TTL_S: Final = 300
+_BACKOFF_S: Final = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+
+PUBLISHED = Counter("bus_published_total", "Events written to the streams.", ["family"])
+REFUSED = Counter("bus_queue_full_total", "Lifecycle events left to the outbox sweep.")
+FAILURES = Counter("bus_publish_failures_total", "Writes to Redis that failed and are retried.")
+WAITING = Gauge("bus_lifecycle_waiting", "Lifecycle events not yet written.")
+
+
+class _Waiting(NamedTuple):
+    event: LifecycleEvent
+    published: Callable[[], None]
+
+
+class Publisher:
+    """One producer of events.
+
+    Args:
+        redis: Client made by ``shared.streams.connect``.
+        partitions: ``EVENT_PARTITIONS``; the same everywhere.
+        interval_s: Least time between two positions of one upload; the first is sent at once.
+        queue_limit: Lifecycle events that may wait in memory.
+
+    """
+
+    def __init__(
+        self, redis: Redis, *, partitions: int, interval_s: float, queue_limit: int = 10_000
+    ) -> None:
+        self._redis: Final = redis
+        self._partitions: Final = partitions
+        self._interval_s: Final = interval_s
+        self._queue_limit: Final = queue_limit
+        self._producer: Final = secrets.token_hex(6)
+        self._numbers: Final = [0] * partitions
+        self._queue: Final[deque[_Waiting]] = deque()
+        self._positions: Final[dict[str, UploadProgress]] = {}
+        self._next_at: Final[dict[str, float]] = {}
+        self._wake: Final = asyncio.Event()
+        self.degraded = False
+        """Whether the last write failed: Redis is away, or refuses to write."""
+
+    def lifecycle(self, event: LifecycleEvent, published: Callable[[], None]) -> bool:
+        """Queue a lifecycle event; ``published`` is called once it is on the stream.
+
+        Returns False when the queue is full: the event stays in its outbox and the sweep will
+        bring it back.
+        """
+        if len(self._queue) >= self._queue_limit:
+            REFUSED.inc()
+            return False
+        if not isinstance(event, events.UploadCreated):
+            self._positions.pop(event.upload_id, None)  # the event says more than they do
+            self._next_at.pop(event.upload_id, None)
+        self._queue.append(_Waiting(event, published))
+        self._wake.set()
+        return True
+
+    def progress(self, position: UploadProgress) -> None:
+        """Offer a position; it replaces one of the same upload that still waits."""
+        self._positions[position.upload_id] = position
+        if position.upload_id not in self._next_at:
+            self._wake.set()
+
+    async def run(self) -> None:
+        """Write what is queued, forever. Cancel it to stop; then call ``drain``."""
+        failures = 0
+        while True:
+            await self._wait_for_work()
+            try:
+                await self._flush()
+            except REDIS_FAILURES as exc:
+                FAILURES.inc()
+                self.degraded = True
+                delay = _BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)]
+                delay *= random.uniform(0.5, 1.5)  # noqa: S311 - spreads retries, no secret
+                if failures == 0:
+                    log.warning("bus_write_failed", error=repr(exc), queued=len(self._queue))
+                failures += 1
+                await asyncio.sleep(delay)
+            else:
+                if failures:
+                    log.info("bus_write_recovered", failures=failures)
+                failures = 0
+                self.degraded = False
+
+    async def drain(self, timeout_s: float) -> None:
+        """Try to write what still waits; what fails stays in the outboxes."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self._queue:
+                    await self._flush()
+        except (TimeoutError, *REDIS_FAILURES) as exc:
+            log.warning("bus_not_drained", left=len(self._queue), error=repr(exc))
+
+    async def _wait_for_work(self) -> None:
+        """Return at once for a lifecycle event or a first position, else after a tick."""
+        if self._queue:
+            return
+        if not self._positions:
+            self._forget_quiet_uploads()
+        try:
+            async with asyncio.timeout(_TICK_S if self._positions else None):
+                await self._wake.wait()
+        except TimeoutError:
+            return
+        self._wake.clear()
+
+    def _forget_quiet_uploads(self) -> None:
+        now = time.monotonic()
+        for one in [one for one, at in self._next_at.items() if at < now]:
+            del self._next_at[one]
+
+    async def _flush(self) -> None:
+        batch = [self._queue[i] for i in range(min(_BATCH, len(self._queue)))]
+        positions = self._take_due_positions()
+        WAITING.set(len(self._queue))
+        if not batch and not positions:
+            return
+        try:
+            await self._write([one.event for one in batch], positions)
+        except ResponseError:
+            # Redis answered, but refuses (out of memory, read only). Positions are worth
+            # nothing later, so they are not what a crowded Redis is asked to take again.
+            raise
+        except BaseException:
+            for one in positions:
+                self._positions.setdefault(one.upload_id, one)
+            raise
+        for waiting in batch:
+            self._queue.popleft()
+            waiting.published()
+        WAITING.set(len(self._queue))
+        PUBLISHED.labels("events").inc(len(batch))
+        PUBLISHED.labels("progress").inc(len(positions))
+
+    def _take_due_positions(self) -> list[UploadProgress]:
+        now = time.monotonic()
+        soon = now + _TICK_S
+        due = [one for one in self._positions if self._next_at.get(one, now) <= soon]
+        for one in due:
+            self._next_at[one] = now + self._interval_s
+        return [self._positions.pop(one) for one in due]
+
+    async def _write(
+        self, lifecycle: list[LifecycleEvent], positions: list[UploadProgress]
+    ) -> None:
+        commands: list[Command] = []
+        for event in lifecycle:
+            stream = event_stream(partition_of(event.upload_id, self._partitions))
+            payload = events.encode(event)
+            commands.append(("XADD", stream, "*", "i", event.upload_id, "d", payload))
+        by_partition: dict[int, list[UploadProgress]] = {}
+        for position in positions:
+            number = partition_of(position.upload_id, self._partitions)
+            by_partition.setdefault(number, []).append(position)
+        for partition, chosen in by_partition.items():
+            self._numbers[partition] += 1
+            stream = progress_stream(partition)
+            horizon = int(time.time() * 1000) - _PROGRESS_KEPT_MS
+            fields = pack_positions(self._producer, self._numbers[partition], chosen)
+            commands.append(("XADD", stream, "MINID", "~", horizon, "*", *fields))
+            commands.append(("EXPIRE", stream, _PROGRESS_KEY_TTL_S))
+        await pipelined(self._redis, commands)

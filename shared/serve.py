@@ -1,0 +1,218 @@
+"""Runs a service: settings, logs, listeners, signals, and an orderly end.
+
+Whatever keeps a service from starting is told in one line on stderr, with exit code 2.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Final, TypeVar
+
+import structlog
+from aiohttp import web
+
+from shared import logs
+from shared.cors import CorsSettings, answer_preflights, check_origins, share_responses
+from shared.errors import StartupError
+from shared.identity import (
+    Authenticator,
+    IdentitySettings,
+    authenticator,
+    identify,
+    require_loopback,
+)
+from shared.probes import Health, create_internal_application
+from shared.settings import CommonSettings, bind_address, load, masked
+from shared.streams import REDIS_FAILURES, connect
+from shared.web import create_application
+
+__all__ = ["AUTHENTICATOR", "CORS", "HEALTH", "main", "new_application", "run", "serve"]
+
+log = structlog.stdlib.get_logger(__name__)
+
+AUTHENTICATOR: Final = web.AppKey("authenticator", Authenticator)
+CORS: Final = web.AppKey("cors", CorsSettings)
+HEALTH: Final = web.AppKey("health", Health)
+
+S = TypeVar("S", bound=CommonSettings)
+
+
+def new_application(settings: CommonSettings) -> web.Application:
+    """Return an application that knows who is calling, with no routes yet.
+
+    Raises:
+        StartupError: The settings contradict each other.
+
+    """
+    cors = CorsSettings(settings.cors_allowed_origins)
+    check_origins(cors)
+    auth = authenticator(
+        IdentitySettings(
+            auth_mode=settings.auth_mode,
+            auth_jwt_secret=settings.auth_jwt_secret,
+            auth_jwt_algorithms=settings.auth_jwt_algorithms,
+            auth_jwt_audience=settings.auth_jwt_audience,
+            auth_jwt_issuer=settings.auth_jwt_issuer,
+            auth_jwt_leeway=settings.auth_jwt_leeway,
+        )
+    )
+    app = create_application(answer_preflights(), identify(auth))
+    app.on_response_prepare.append(share_responses(cors))
+    app[AUTHENTICATOR] = auth
+    app[CORS] = cors
+    app[HEALTH] = Health()
+    return app
+
+
+async def serve(
+    app: web.Application, settings: CommonSettings, *, ready: Callable[[], None] | None = None
+) -> None:
+    """Listen until SIGTERM or SIGINT, then end what runs; a second signal ends at once.
+
+    Raises:
+        StartupError: A listener cannot be had, or something behind the service is missing.
+
+    """
+    host, _ = bind_address("PUBLIC_BIND", settings.public_bind)
+    require_loopback(settings.auth_mode, host)
+    await _check_redis(settings.redis_url)
+    stop = _stop_on_signals()
+    runner = web.AppRunner(
+        app,
+        access_log=None,
+        auto_decompress=False,  # a gzip bomb must stay small (security item 9)
+        handle_signals=False,
+        shutdown_timeout=settings.shutdown_timeout,
+    )
+    internal = web.AppRunner(
+        create_internal_application(app[HEALTH]), access_log=None, shutdown_timeout=1.0
+    )
+    try:
+        await runner.setup()
+        await _listen(runner, "PUBLIC_BIND", settings.public_bind)
+        if settings.internal_bind:
+            await internal.setup()
+            await _listen(internal, "INTERNAL_BIND", settings.internal_bind)
+        log.info("listening", public=settings.public_bind, internal=settings.internal_bind)
+        if ready is not None:
+            ready()
+        await stop.wait()
+        log.info("stopping")
+        app[HEALTH].draining = True
+    finally:
+        await runner.cleanup()
+        await internal.cleanup()
+    log.info("stopped")
+
+
+def _stop_on_signals() -> asyncio.Event:
+    stop = asyncio.Event()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            os._exit(1)
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    return stop
+
+
+async def _listen(runner: web.AppRunner, name: str, bind: str) -> None:
+    host, port = bind_address(name, bind)
+    try:
+        await web.TCPSite(runner, host, port, backlog=1024).start()
+    except OSError as exc:
+        if exc.errno == errno.EADDRINUSE:
+            reason = "the port is in use: stop the program that has it"
+        else:
+            reason = f"cannot listen there ({exc.strerror or exc})"
+        raise StartupError(f"{name}={bind}: {reason} or set {name}=host:port") from exc
+
+
+async def _check_redis(url: str | None) -> None:
+    if not url:
+        raise StartupError(
+            "REDIS_URL is not set: set it to the Redis that all services share, "
+            "or run `python -m services`, which starts its own"
+        )
+    shown = re.sub(r"//[^@/]*@", "//***@", url)
+    try:
+        redis = connect(url)
+    except ValueError as exc:
+        raise StartupError(
+            f"REDIS_URL={shown}: expected redis://, rediss:// or unix://"
+        ) from exc
+    try:
+        await redis.ping()
+    except REDIS_FAILURES as exc:
+        reason = (str(exc) or type(exc).__name__).splitlines()[0]
+        raise StartupError(
+            f"REDIS_URL={shown}: no Redis answers there ({reason}): start it or correct the URL"
+        ) from exc
+    finally:
+        await redis.aclose()
+
+
+def run(job: Coroutine[Any, Any, None]) -> None:
+    """Run ``job`` to its end on uvloop where it is installed; exit 2 if it cannot start."""
+    try:
+        import uvloop  # noqa: PLC0415 - optional
+
+        factory: Callable[[], asyncio.AbstractEventLoop] | None = uvloop.new_event_loop
+    except ImportError:
+        factory = None
+    try:
+        with asyncio.Runner(loop_factory=factory) as runner:
+            runner.run(job)
+    except StartupError as exc:
+        fail(exc)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def fail(error: StartupError) -> None:
+    """End the process with one line that says what is wrong."""
+    sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+    sys.exit(2)
+
+
+def main(
+    name: str,
+    kind: type[S],
+    create_app: Callable[[S], web.Application],
+    *,
+    argv: list[str] | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> None:
+    """Be ``python -m services.<name>``: serve, or print the settings and exit."""
+    arguments = sys.argv[1:] if argv is None else argv
+    try:
+        settings = load(kind, os.environ if environ is None else environ)
+        if arguments == ["--print-config"]:
+            print_settings(settings)
+            return
+        if arguments:
+            raise StartupError(
+                f"unknown arguments {arguments}: settings come from the environment; "
+                "--print-config shows them"
+            )
+        logs.configure(settings.log_level, settings.log_format, service=name)
+        app = create_app(settings)
+    except StartupError as exc:
+        fail(exc)
+        return
+    run(serve(app, settings))
+
+
+def print_settings(settings: CommonSettings) -> None:
+    """Write the effective settings to stdout, one a line, secrets masked."""
+    for variable, value in masked(settings).items():
+        sys.stdout.write(f"{variable}={value}\n")

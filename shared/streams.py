@@ -1,0 +1,217 @@
+"""Names of the streams, the layout of their entries, and how to connect to Redis.
+
+Two families, both split by the upload's id: ``events:{pNN}`` holds one lifecycle event an
+entry; ``progress:{pNN}`` holds many positions an entry. The braces are literal: on Redis
+Cluster they spread the partitions over the slots. Commands used: Redis 7.0.
+
+Entry of ``events``: ``i`` upload id, ``d`` event (JSON).
+Entry of ``progress``: ``p`` producer, ``n`` its running number in this partition, ``i`` upload
+ids joined by spaces, ``d`` the positions in the same order (JSON arrays). The ids stand apart
+so that a reader can look for those it wants before it decodes the rest.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, Final, cast
+
+import msgspec
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from shared.events import MalformedEvent, UploadProgress
+
+__all__ = [
+    "BLOCK_MS",
+    "REDIS_FAILURES",
+    "Command",
+    "Entry",
+    "ProgressEntry",
+    "command",
+    "connect",
+    "entries_of",
+    "event_stream",
+    "pack_positions",
+    "partition_of",
+    "pipelined",
+    "progress_stream",
+    "read_ids",
+    "stream_names",
+    "unpack_positions",
+]
+
+REDIS_FAILURES: Final = (RedisError, OSError, EOFError)
+"""What any command may raise while Redis is away, restarting or failing over."""
+
+BLOCK_MS: Final = 1_000
+"""How long one read waits for entries; must stay well below the socket timeout."""
+
+_SOCKET_TIMEOUT_S: Final = 5.0
+_CONNECT_TIMEOUT_S: Final = 2.0
+
+_RAW_REPLIES: Final = (
+    *("XAUTOCLAIM", "XINFO CONSUMERS", "XINFO GROUPS", "XINFO", "XPENDING"),
+    *("XREAD", "XREADGROUP", "XREVRANGE", "XRANGE"),
+)
+
+Command = tuple[str | bytes | int | float, ...]
+"""One Redis command with its arguments."""
+
+Entry = tuple[bytes, dict[bytes, bytes]]
+"""An entry's id and its fields. A trimmed entry that is still pending has no fields."""
+
+
+def connect(url: str) -> Redis:
+    """Return a client whose calls fail fast; callers own the retries.
+
+    redis-py's defaults (ten silent retries, 5 s each) hide an outage for a minute. RESP2 is
+    pinned because the shape of stream replies differs between protocol versions, and its own
+    parsing of stream replies is switched off: it is slow, and wrong for some forms.
+    """
+    redis = Redis.from_url(
+        url,
+        protocol=2,
+        socket_timeout=_SOCKET_TIMEOUT_S,
+        socket_connect_timeout=_CONNECT_TIMEOUT_S,
+        retry=Retry(NoBackoff(), 0),
+    )
+    for name in _RAW_REPLIES:
+        redis.set_response_callback(name, cast(Any, _raw))
+    return redis
+
+
+def _raw(reply: object, **_: object) -> object:
+    return reply
+
+
+async def command(redis: Redis, *parts: object) -> Any:
+    """Send one command and return its reply."""
+    return await redis.execute_command(*parts)  # type: ignore[no-untyped-call]
+
+
+async def pipelined(
+    redis: Redis, commands: Iterable[Command], *, raise_on_error: bool = True
+) -> list[Any]:
+    """Send the commands in one write and return their raw replies, in order.
+
+    Not a transaction. With ``raise_on_error=False`` a refused command's reply is its error.
+    """
+    pipe = redis.pipeline(transaction=False)
+    for command in commands:
+        pipe.execute_command(*command)
+    replies: list[Any] = await pipe.execute(raise_on_error=raise_on_error)
+    return replies
+
+
+def partition_of(upload_id: str, partitions: int) -> int:
+    """Return the partition of an upload: stable over processes, builds and machines."""
+    return zlib.crc32(upload_id.encode()) % partitions
+
+
+def event_stream(partition: int) -> str:
+    """Return the key of a lifecycle stream."""
+    return f"events:{{p{partition:02d}}}"
+
+
+def progress_stream(partition: int) -> str:
+    """Return the key of a progress stream."""
+    return f"progress:{{p{partition:02d}}}"
+
+
+def stream_names(partitions: int) -> list[str]:
+    """Return all keys of both families."""
+    numbers = range(partitions)
+    return [event_stream(n) for n in numbers] + [progress_stream(n) for n in numbers]
+
+
+def flat_dict(flat: Sequence[bytes] | None) -> dict[bytes, Any]:
+    """Return a flat reply ``[key, value, key, value]`` as a dict; ``None`` is empty."""
+    return dict(zip(flat[::2], flat[1::2], strict=True)) if flat else {}
+
+
+def entry_of(raw: Sequence[Any]) -> Entry:
+    """Return one entry of a raw reply."""
+    return raw[0], flat_dict(raw[1])
+
+
+def entries_of(reply: object) -> list[tuple[str, list[Entry]]]:
+    """Return the raw reply to XREAD or XREADGROUP as entries by key."""
+    pairs = cast("Sequence[tuple[bytes, Sequence[Any]]]", reply or ())
+    return [(key.decode(), [entry_of(raw) for raw in entries]) for key, entries in pairs]
+
+
+def entry_order(entry_id: bytes) -> tuple[int, int]:
+    """Return an entry id as a pair that sorts as Redis sorts ids."""
+    millis, _, number = entry_id.partition(b"-")
+    return int(millis), int(number or 0)
+
+
+class _Position(msgspec.Struct, frozen=True, array_like=True):
+    seq: int
+    at: int
+    offset: int
+    size: int | None
+    speed: float
+
+
+class ProgressEntry(msgspec.Struct, frozen=True):
+    """One entry of a progress stream, its positions not decoded yet."""
+
+    producer: bytes
+    number: int
+    ids: list[bytes]
+    body: bytes
+
+
+_encoder: Final = msgspec.json.Encoder()
+_decoder: Final = msgspec.json.Decoder(list[_Position])
+
+
+def pack_positions(producer: str, number: int, positions: Iterable[UploadProgress]) -> Command:
+    """Return the fields of one entry that holds all the positions, as XADD takes them."""
+    chosen = list(positions)
+    ids = " ".join(one.upload_id for one in chosen)
+    rows = [_Position(o.seq, o.at, o.offset, o.size, round(o.speed, 1)) for o in chosen]
+    return ("p", producer, "n", number, "i", ids, "d", _encoder.encode(rows))
+
+
+def read_ids(fields: Mapping[bytes, bytes]) -> ProgressEntry:
+    """Return an entry with its ids in clear.
+
+    Raises:
+        MalformedEvent: A field is missing or has the wrong shape.
+
+    """
+    try:
+        return ProgressEntry(
+            fields[b"p"], int(fields[b"n"]), fields[b"i"].split(), fields[b"d"]
+        )
+    except (KeyError, ValueError) as exc:
+        raise MalformedEvent(f"progress entry: {exc!r}") from exc
+
+
+def unpack_positions(
+    entry: ProgressEntry, wanted: Collection[str] | None = None
+) -> list[UploadProgress]:
+    """Return the positions of the wanted uploads (all, if ``None``).
+
+    Raises:
+        MalformedEvent: The body is not what the ids say.
+
+    """
+    try:
+        ids = [one.decode() for one in entry.ids]
+        if wanted is not None and not any(one in wanted for one in ids):
+            return []
+        return [
+            UploadProgress(
+                upload_id=one, seq=p.seq, at=p.at, offset=p.offset, size=p.size, speed=p.speed
+            )
+            for one, p in zip(ids, _decoder.decode(entry.body), strict=True)
+            if wanted is None or one in wanted
+        ]
+    except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as exc:
+        raise MalformedEvent(f"progress entry: {exc}") from exc

@@ -1,0 +1,20 @@
+"""Time as the contract writes it: milliseconds since the epoch inside, RFC 3339 outside."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+
+__all__ = ["now_ms", "rfc3339"]
+
+
+def now_ms() -> int:
+    """Return the wall clock, UTC, in milliseconds since the epoch."""
+    return time.time_ns() // 1_000_000
+
+
+def rfc3339(at_ms: float) -> str:
+    """Return e.g. ``2026-01-01T12:00:00.250Z``; whole seconds have no fraction."""
+    moment = datetime.fromtimestamp(at_ms / 1000, UTC)
+    spec = "milliseconds" if moment.microsecond else "seconds"
+    return moment.isoformat(timespec=spec).replace("+00:00", "Z")

@@ -1,0 +1,145 @@
+"""HTTP conventions of every service: request ids, one log line a request, error bodies.
+
+Errors are ``application/problem+json`` (RFC 9457) with the members of seed document 000.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from collections.abc import Iterable
+from http import HTTPStatus
+from typing import Any, Final
+
+import msgspec
+import structlog
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+from prometheus_client import Histogram
+
+from shared.errors import ApiError
+from shared.times import now_ms, rfc3339
+
+__all__ = ["create_application", "json_response", "problem"]
+
+log = structlog.stdlib.get_logger(__name__)
+
+_REQUEST_ID: Final = web.RequestKey("request_id", str)
+_ID_FORM: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_SECONDS: Final = Histogram(
+    "http_request_seconds", "Time to answer, by route.", ["method", "route", "status"]
+)
+_json: Final = msgspec.json.Encoder()
+
+
+def create_application(*middlewares: Middleware) -> web.Application:
+    """Return an application with the conventions; ``middlewares`` run inside them."""
+    app = web.Application(middlewares=[_account, _render_errors, *middlewares])
+    app.on_response_prepare.append(_add_headers)
+    return app
+
+
+def json_response(
+    body: object, *, status: int = 200, headers: dict[str, str] | None = None
+) -> web.Response:
+    """Return ``body`` encoded by msgspec."""
+    return web.Response(
+        body=_json.encode(body), status=status, headers=headers, content_type="application/json"
+    )
+
+
+@web.middleware
+async def _account(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Give the request an id, bind it to the logs, and write one line when it is done."""
+    given = request.headers.get("X-Request-ID", "")
+    request_id = given if _ID_FORM.fullmatch(given) else uuid.uuid4().hex
+    request[_REQUEST_ID] = request_id
+    started = time.perf_counter()
+    status = 500
+    with structlog.contextvars.bound_contextvars(request_id=request_id):
+        try:
+            response = await handler(request)
+            status = response.status
+            return response
+        finally:
+            seconds = time.perf_counter() - started
+            resource = request.match_info.route.resource
+            route = resource.canonical if resource is not None else "none"
+            _SECONDS.labels(request.method, route, status).observe(seconds)
+            # The path only: a query may hold a token.
+            log.info(
+                "request_handled",
+                method=request.method,
+                path=request.path,
+                status=status,
+                ms=round(seconds * 1000, 1),
+                **_bound_ids(request),
+            )
+
+
+def _bound_ids(request: web.Request) -> dict[str, str]:
+    upload_id = request.match_info.get("upload_id")
+    return {"upload_id": upload_id} if upload_id else {}
+
+
+async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
+    response.headers["X-Request-ID"] = request.get(_REQUEST_ID, "")
+    response.headers["Server"] = "uploads"  # no versions (security item 32)
+
+
+@web.middleware
+async def _render_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn errors into responses; say nothing of a cause that is our fault."""
+    try:
+        return await handler(request)
+    except ApiError as exc:
+        return problem(exc)
+    except web.HTTPException as exc:
+        if exc.status < 400:
+            raise
+        return _library_error(exc)
+    except ConnectionError:
+        raise  # the client has gone; aiohttp ends the connection
+    except Exception:
+        log.exception("request_failed", method=request.method, path=request.path)
+        return problem(ApiError("The server failed to handle the request."))
+
+
+def problem(error: ApiError) -> web.Response:
+    """Return an error as problem+json."""
+    body: dict[str, Any] = {
+        "type": "about:blank",
+        "title": error.title,
+        "status": error.status,
+        "detail": error.message,
+        "error_code": error.error_code,
+        "error_message": error.message,
+        "details": {**error.details, "timestamp": rfc3339(now_ms())},
+    }
+    return web.Response(
+        body=_json.encode(body),
+        status=error.status,
+        headers=error.headers,
+        content_type="application/problem+json",
+    )
+
+
+def _library_error(exc: web.HTTPException) -> web.Response:
+    """Return an error of aiohttp (no such route, wrong method, …) in our form."""
+    phrase = HTTPStatus(exc.status).phrase
+    error = ApiError(phrase, headers=_kept(exc), error_code=_code(phrase))
+    error.status, error.title = exc.status, phrase
+    return problem(error)
+
+
+def _kept(exc: web.HTTPException) -> dict[str, str]:
+    return {name: exc.headers[name] for name in _of(exc, ("Allow", "Location"))}
+
+
+def _of(exc: web.HTTPException, names: Iterable[str]) -> list[str]:
+    return [name for name in names if name in exc.headers]
+
+
+def _code(phrase: str) -> str:
+    return re.sub(r"[^A-Z]+", "_", phrase.upper()).strip("_")

@@ -1,0 +1,65 @@
+"""Fixtures that every area uses: real Redis servers, clean for each test."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from shared.streams import connect
+from tests.processes import RedisServer, debian_redis, running
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """The server that the project embeds; tests share it, one after another."""
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    with running(server):
+        yield server
+
+
+@pytest.fixture(scope="session")
+def debian_redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """Redis 7.0, the oldest server that is supported."""
+    binary = debian_redis()
+    if binary is None:
+        pytest.skip("no redis-server on PATH: make setup-system installs it")
+    server = RedisServer(tmp_path_factory.mktemp("redis70"), binary=binary)
+    with running(server):
+        yield server
+
+
+@pytest.fixture
+async def redis(redis_server: RedisServer) -> AsyncIterator[Redis]:
+    """A client of an empty Redis."""
+    client = connect(redis_server.url)
+    await client.flushall()
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture(params=["embedded", "redis-7.0"])
+async def any_redis_server(request: pytest.FixtureRequest) -> RedisServer:
+    """Each server that the bus must work on, empty."""
+    name = {"embedded": "redis_server", "redis-7.0": "debian_redis_server"}[request.param]
+    server: RedisServer = request.getfixturevalue(name)
+    client = connect(server.url)
+    await client.flushall()
+    await client.aclose()
+    return server
+
+
+@pytest.fixture
+async def any_redis(any_redis_server: RedisServer) -> AsyncIterator[Redis]:
+    """A client of each server that the bus must work on, empty."""
+    client = connect(any_redis_server.url)
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    """An empty data folder."""
+    return tmp_path / "data"
