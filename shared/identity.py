@@ -17,7 +17,7 @@ import structlog
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
-from shared.errors import StartupError, Unauthorized
+from shared.errors import Forbidden, StartupError, Unauthorized
 from shared.tokens import BAD_TOKEN, SharedSecretTokens
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "principal_from",
     "principal_of",
     "public",
+    "refuse_foreign_hosts",
     "require_loopback",
 ]
 
@@ -243,6 +244,22 @@ def identify(auth: Authenticator) -> Middleware:
         return await handler(request)
 
     return identified
+
+
+@web.middleware
+async def refuse_foreign_hosts(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answer only requests that name a loopback host, while everyone is the local user.
+
+    A web page elsewhere whose name resolves to 127.0.0.1 would otherwise be let in by the
+    browser of the local user (DNS rebinding).
+
+    Raises: Forbidden: the ``Host`` is another one.
+    """
+    host = request.headers.get(hdrs.HOST, "").rpartition("]")
+    name = f"{host[0]}{host[1]}" or host[2].partition(":")[0]
+    if not _is_loopback(name):
+        raise Forbidden("With AUTH_MODE=open only requests to a loopback host are answered.")
+    return await handler(request)
 
 
 def require_loopback(mode: str, bind_host: str | None) -> None:

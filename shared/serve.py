@@ -25,6 +25,7 @@ from shared.identity import (
     IdentitySettings,
     authenticator,
     identify,
+    refuse_foreign_hosts,
     require_loopback,
 )
 from shared.probes import Health, create_internal_application
@@ -39,6 +40,11 @@ log = structlog.stdlib.get_logger(__name__)
 AUTHENTICATOR: Final = web.AppKey("authenticator", Authenticator)
 CORS: Final = web.AppKey("cors", CorsSettings)
 HEALTH: Final = web.AppKey("health", Health)
+
+_EXPOSED: Final = (
+    *("X-Request-ID", "Retry-After", "ETag", "Content-Range", "Content-Disposition"),
+    *("Accept-Ranges", "Last-Modified"),
+)
 
 S = TypeVar("S", bound=CommonSettings)
 
@@ -62,8 +68,9 @@ def new_application(settings: CommonSettings) -> web.Application:
             auth_jwt_leeway=settings.auth_jwt_leeway,
         )
     )
-    app = create_application(answer_preflights(), identify(auth))
-    app.on_response_prepare.append(share_responses(cors))
+    local = [refuse_foreign_hosts] if settings.auth_mode == "open" else []
+    app = create_application(*local, answer_preflights(), identify(auth))
+    app.on_response_prepare.append(share_responses(cors, also_expose=_EXPOSED))
     app[AUTHENTICATOR] = auth
     app[CORS] = cors
     app[HEALTH] = Health()

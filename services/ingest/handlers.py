@@ -15,7 +15,7 @@ from services.ingest import tus
 from services.ingest.errors import BodyStalled, Gone, Locked
 from services.ingest.location import COLLECTION, Locations
 from services.ingest.receive import Ended
-from services.ingest.request_body import RequestBody
+from services.ingest.request_body import RequestBody, invite_later
 from services.ingest.settings import Settings
 from services.ingest.uploads import Uploads, disk_error
 from services.ingest.writers import Lease
@@ -40,12 +40,12 @@ def add_tus_routes(router: web.UrlDispatcher) -> None:
     one = COLLECTION + "/{upload_id}"
     router.add_route("OPTIONS", COLLECTION, discover)
     router.add_route("OPTIONS", one, discover)
-    router.add_post(COLLECTION, create_upload)
+    router.add_post(COLLECTION, create_upload, expect_handler=invite_later)
     router.add_head(one, read_offset)
     router.add_get(one, look_at_upload, allow_head=False)
-    router.add_patch(one, append_chunk)
+    router.add_patch(one, append_chunk, expect_handler=invite_later)
     router.add_delete(one, terminate_upload)
-    router.add_post(one, overridden)
+    router.add_post(one, overridden, expect_handler=invite_later)
 
 
 async def add_tus_header(request: web.Request, response: web.StreamResponse) -> None:
@@ -190,7 +190,9 @@ async def _receive(request: web.Request, lease: Lease, *, provided: int) -> None
     )
     if size is not None and size != known:
         await uploads.declare_length(writer, size)
-    ended = await uploads.append(lease, RequestBody(request), room)
+    body = RequestBody(request)
+    await body.invite()
+    ended = await uploads.append(lease, body, room)
     if ended is not Ended.COMPLETE:
         raise _early_end(ended, lease)
 

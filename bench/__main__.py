@@ -1,0 +1,37 @@
+"""``python -m bench``: measures, then prints one Markdown page; fails only if it cannot run."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from bench import fanout, machine, receive, small_uploads
+
+_BENCHMARKS: Final[dict[str, Callable[[int], str]]] = {
+    "receive": receive.report,
+    "fanout": fanout.report,
+    "small": small_uploads.report,
+}
+
+
+def main() -> None:
+    """Read the arguments, run what they name, print the page."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("what", choices=[*_BENCHMARKS, "all"], nargs="?", default="all")
+    parser.add_argument("--repeat", type=int, default=3, metavar="N", help="runs of each")
+    parser.add_argument("--out", type=Path, metavar="FILE.md", help="also write the page here")
+    options = parser.parse_args()
+    chosen = list(_BENCHMARKS) if options.what == "all" else [options.what]
+    machine.pin(machine.LOAD_CORE)
+    machine.raise_file_limit()
+    sections = [_BENCHMARKS[name](max(options.repeat, 1)) for name in chosen]
+    page = "\n".join(["# Measured", "", machine.facts(), "", *sections])
+    print(page)
+    if options.out is not None:
+        options.out.write_text(page)
+
+
+if __name__ == "__main__":
+    main()

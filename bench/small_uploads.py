@@ -1,0 +1,112 @@
+"""1,000 uploads of 4 KiB, 16 at a time: what one small upload costs the server.
+
+Creation and one PATCH each, over connections that stay open. The figure is uploads per CPU
+second of the server process, which is uploads a second per core whatever the disk, the client
+and the number of cores; the plain rate stands beside it. Ours syncs each upload to the disk
+before it answers and publishes its events; the peer does neither, so a second row has ours
+without the sync.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from redis import Redis
+
+from bench import tables
+from bench.machine import cpu_seconds, settle
+from bench.processes import scratch
+from bench.tus_servers import TusServer, ingest, peers, why_absent
+from bench.wire import Connection
+from services.embedded_redis import embedded_redis
+
+__all__ = ["report"]
+
+_UPLOADS: Final = 1000
+_AT_A_TIME: Final = 16
+_BODY: Final = os.urandom(4096)
+
+
+class _Run(NamedTuple):
+    per_cpu: float
+    rate: float
+    redis_share: float
+    """CPU time of Redis, as a share of the server's."""
+
+
+def report(repeat: int) -> str:
+    """Measure all subjects in turn, ``repeat`` times; return the Markdown section."""
+    with scratch() as redis_dir, embedded_redis(redis_dir) as redis_url:
+        unsynced = ingest(redis_url, {"UPLOAD_FSYNC": "never"})
+        subjects = [ingest(redis_url), unsynced, *peers()]
+        with Redis.from_url(redis_url) as redis:
+            redis_pid = int(redis.info("server")["process_id"])
+        runs: dict[str, list[_Run]] = {one.name: [] for one in subjects}
+        for _ in range(repeat):
+            for subject in subjects:
+                runs[subject.name].append(_measure(subject, redis_pid))
+    return _render(runs)
+
+
+def _measure(subject: TusServer, redis_pid: int) -> _Run:
+    with scratch() as data:
+        settle()
+        with subject.start(data) as server:
+            _upload(server.port, subject.collection, _AT_A_TIME * 4)  # warm
+            before = cpu_seconds(server.pid), cpu_seconds(redis_pid)
+            begun = time.perf_counter()
+            _upload(server.port, subject.collection, _UPLOADS)
+            took = time.perf_counter() - begun
+            own = cpu_seconds(server.pid) - before[0]
+            redis = cpu_seconds(redis_pid) - before[1]
+    return _Run(_UPLOADS / own, _UPLOADS / took, redis / own)
+
+
+def _upload(port: int, collection: str, count: int) -> None:
+    """Make so many uploads over as many connections as are at work at a time."""
+    tickets = iter(range(count))
+    faults: list[BaseException] = []
+    threads = [
+        threading.Thread(target=_work, args=(port, collection, tickets, faults))
+        for _ in range(_AT_A_TIME)
+    ]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    if faults:
+        raise SystemExit(f"an upload failed: {faults[0]}")
+
+
+def _work(
+    port: int, collection: str, tickets: Iterator[int], faults: list[BaseException]
+) -> None:
+    client = Connection(port)
+    try:
+        for _ in tickets:
+            client.append(client.create(collection, len(_BODY)), _BODY)
+    except (Exception, SystemExit) as exc:
+        faults.append(exc)
+    finally:
+        client.close()
+
+
+def _render(runs: dict[str, list[_Run]]) -> str:
+    peer = [one.per_cpu for one in list(runs.values())[-1]]
+    rows = [
+        ["subject", "uploads per CPU s", "x peer", "uploads/s", "Redis, of the server's CPU"]
+    ]
+    for name, own in runs.items():
+        per_cpu = [one.per_cpu for one in own]
+        beside = "-" if why_absent() else tables.ratio(per_cpu, peer)
+        rate = tables.spread([one.rate for one in own])
+        redis = tables.median([one.redis_share for one in own], ".0%")
+        rows.append([name, tables.spread(per_cpu), beside, rate, redis])
+    notes = [f"{_UPLOADS:,} uploads of 4 KiB, {_AT_A_TIME} at a time; median (least-greatest)."]
+    if why_absent():
+        notes.append(why_absent())
+    return tables.markdown("Small uploads", notes, rows)
