@@ -14,6 +14,7 @@ from services.ingest.handlers import (
     add_tus_routes,
 )
 from services.ingest.location import Locations
+from services.ingest.progress import ProgressReporter
 from services.ingest.settings import Settings
 from services.ingest.status import add_status_route
 from services.ingest.trimming import trim_events
@@ -56,7 +57,8 @@ def install(app: web.Application, settings: Settings) -> None:
             interval_s=settings.progress_update_interval,
         )
         outbox = Outbox(store, publisher, redis, recent_s=float(settings.progress_ttl_seconds))
-        app[UPLOADS] = Uploads(store, writers, outbox, publisher, settings)
+        progress = ProgressReporter(publisher)
+        app[UPLOADS] = Uploads(store, writers, outbox, progress, settings)
         app[HEALTH].can_serve["data_dir"] = store.is_writable
         app[HEALTH].degraded["redis"] = lambda: publisher.degraded
         async with (

@@ -1,11 +1,11 @@
 """The body of a request, to the last byte that arrived.
 
-The only module that knows how aiohttp keeps a body. It invites a body (``100 Continue``) before
-any middleware has looked at the request; here the invitation waits until the request is found
-good, so that a refused one costs nobody its body (protocol item 69). And when a client goes away, aiohttp's
-reader raises before it hands out what it has already buffered, up to hundreds of kilobytes
-that a resumable upload must keep (protocol items 27 and 175). Getting at them takes one
-private method; a test pins it.
+The only module that knows how aiohttp keeps a body. aiohttp invites a body (``100 Continue``)
+before any middleware has looked at the request; here the invitation waits until the request is
+found good, so that a refused one costs nobody its body (protocol item 69). And when a client
+goes away, aiohttp's reader raises before it hands out what it has already buffered, up to
+hundreds of kilobytes that a resumable upload must keep (items 27 and 175). Getting at them
+takes one private method; a test pins it.
 """
 
 from __future__ import annotations

@@ -14,10 +14,10 @@ import structlog
 from msgspec.structs import replace
 from prometheus_client import Counter, Gauge
 
+from services.ingest.progress import ProgressReporter
 from services.ingest.receive import Ended, receive
 from services.ingest.request_body import RequestBody
 from services.ingest.settings import Settings
-from services.ingest.speed import SpeedMeter
 from services.ingest.tus import Creation
 from services.ingest.writers import Lease, Writers
 from shared.blobs.filesystem import FilesystemStore
@@ -28,11 +28,9 @@ from shared.events import (
     UploadCompleted,
     UploadCreated,
     UploadFacts,
-    UploadProgress,
 )
 from shared.identity import Principal
 from shared.outbox import Outbox
-from shared.publisher import Publisher
 from shared.sidecar import Sidecar, new_id
 from shared.times import now_ms
 
@@ -63,7 +61,7 @@ class Uploads:
         store: Keeps bytes and sidecars.
         writers: Gives out the right to write.
         outbox: Publishes lifecycle events.
-        publisher: Publishes positions.
+        progress: Publishes positions.
         settings: Limits and times.
 
     """
@@ -73,13 +71,13 @@ class Uploads:
         store: FilesystemStore,
         writers: Writers,
         outbox: Outbox,
-        publisher: Publisher,
+        progress: ProgressReporter,
         settings: Settings,
     ) -> None:
         self.store: Final = store
         self.writers: Final = writers
         self._outbox: Final = outbox
-        self._publisher: Final = publisher
+        self._progress: Final = progress
         self._idle_s: Final = settings.upload_idle_timeout
         self._lifetime_s: Final = settings.upload_session_timeout_hours * 3600
 
@@ -147,27 +145,15 @@ class Uploads:
         """
         writer = lease.writer
         before = writer.offset
-        meter = SpeedMeter(before, time.monotonic())
-        seq = writer.sidecar.outbox[-1].seq
-
-        def position(offset: int, speed: float) -> UploadProgress:
-            return UploadProgress(
-                upload_id=lease.upload_id,
-                seq=seq,
-                at=now_ms(),
-                offset=offset,
-                size=writer.sidecar.size,
-                speed=speed,
-            )
-
-        def on_progress(offset: int) -> None:
-            speed = meter.advance(offset, time.monotonic())
-            self._publisher.progress(position(offset, speed))
-
+        self._progress.begin(writer.sidecar, before)
         with RECEIVING.track_inprogress():
             try:
                 ended = await receive(
-                    body, lease, room=room, idle_s=self._idle_s, on_progress=on_progress
+                    body,
+                    lease,
+                    room=room,
+                    idle_s=self._idle_s,
+                    on_progress=lambda offset: self._progress.advance(writer.sidecar, offset),
                 )
             finally:
                 await writer.sync()
@@ -176,7 +162,7 @@ class Uploads:
         if writer.offset == writer.sidecar.size:
             await self.complete(writer)
         else:
-            self._publisher.progress(position(writer.offset, 0.0))  # at rest
+            self._progress.pause(writer.sidecar, writer.offset)
         return ended
 
     async def declare_length(self, writer: BlobWriter, size: int) -> None:
@@ -203,6 +189,7 @@ class Uploads:
             redirect_url=f"/dashboard/videos/{sidecar.upload_id}/results",
         )
         done = sidecar.after("completed", event, completed_at=now)
+        self._progress.forget(sidecar.upload_id)
         self._outbox.announce(done, await writer.finish(done))
         COMPLETED.inc()
 
@@ -217,4 +204,5 @@ class Uploads:
             offset=writer.offset,
         )
         tombstone = sidecar.after("cancelled", event)
+        self._progress.forget(sidecar.upload_id)
         self._outbox.announce(tombstone, await writer.bury(tombstone))

@@ -1,0 +1,77 @@
+"""Assembles the gateway. Opens nothing before the application starts."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from aiohttp import web
+
+from services.gateway import dialects
+from services.gateway.projection import Projection
+from services.gateway.relay import GROUP, Relay
+from services.gateway.rest import RELAY, add_rest_routes
+from services.gateway.settings import Settings
+from services.gateway.sockets import SOCKETS, Sockets, add_socket_routes
+from shared.lifecycle import background
+from shared.serve import HEALTH, new_application
+from shared.stream_group import StreamGroup
+from shared.streams import connect, stream_names
+
+__all__ = ["create_app", "install"]
+
+
+def create_app(settings: Settings) -> web.Application:
+    """Return the gateway as an application of its own."""
+    app = new_application(settings)
+    install(app, settings)
+    return app
+
+
+def install(app: web.Application, settings: Settings) -> None:
+    """Add the gateway to an application."""
+
+    async def run(app: web.Application) -> AsyncIterator[None]:
+        url = settings.redis_url or ""
+        redis, tailing, grouping = connect(url), connect(url), connect(url)
+        projection = Projection(
+            redis, prefix=settings.progress_prefix, ttl_s=settings.progress_ttl_seconds
+        )
+        relay = Relay(tailing, projection, partitions=settings.event_partitions)
+        group = StreamGroup(
+            grouping,
+            group=GROUP,
+            streams=stream_names(settings.event_partitions),
+            handle=projection.handle,
+        )
+        await group.prepare()
+        await relay.start()
+        sockets = Sockets(
+            relay.hub,
+            projection,
+            limit=settings.websocket_max_connections_total,
+            ping_interval_s=settings.websocket_ping_interval,
+            ping_timeout_s=settings.websocket_ping_timeout,
+        )
+        app[RELAY] = relay
+        app[SOCKETS] = sockets
+        health = app[HEALTH]
+        health.can_serve["sockets"] = lambda: not sockets.is_full
+        health.degraded["redis_tail"] = lambda: not relay.tail.connected
+        async with (
+            background("tail", relay.tail.run()),
+            background("projection", group.run()),
+            background("repair", relay.repair()),
+            background("keepalive", sockets.keepalive.run()),
+        ):
+            yield
+        for client in (redis, tailing, grouping):
+            await client.aclose()
+
+    async def say_goodbye(app: web.Application) -> None:
+        await app[SOCKETS].close_all()
+
+    app.cleanup_ctx.append(run)
+    app.on_shutdown.append(say_goodbye)
+    if settings.websocket_enabled:
+        add_socket_routes(app.router, dialects.ALL)
+    add_rest_routes(app.router)

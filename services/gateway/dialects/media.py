@@ -1,0 +1,93 @@
+"""Dialect *media*: one upload a socket, flat messages (seed document 001)."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+from services.gateway.dialects.protocol import Malformed, Message, Ping, decode_object
+from services.gateway.state import Change, ProgressState
+from shared.identity import Principal
+
+__all__ = ["Media"]
+
+_encoder: Final = msgspec.json.Encoder()
+
+_ENDS: Final = {
+    "completed": ("complete", "completed", None),
+    "error": ("error", "failed", "The upload failed."),
+    "cancelled": ("error", "failed", "The upload was cancelled."),
+    "deleted": ("error", "failed", "The file was deleted."),
+}
+_SILENT: Final = {Change.JOB, Change.STORED}
+
+
+class Media:
+    """``{"type","upload_id","progress","bytes_sent","total_size","status","message"?}``."""
+
+    paths: tuple[str, ...] = ("/api/v1/ws/{upload_id}",)
+
+    def encode(self, change: Change, state: ProgressState) -> bytes | None:
+        """Return the message about a change; what follows the upload has none here."""
+        if change in _SILENT:
+            return None
+        if state.status in _ENDS:
+            kind, status, message = _ENDS[state.status]
+            message = state.error_message or message
+        elif change is Change.CREATED or not state.bytes_uploaded:
+            kind, status, message = "created", "created", None
+        else:
+            kind, status, message = "progress", "uploading", None
+        return self._message(
+            kind,
+            state.session_id,
+            status,
+            message,
+            progress=state.percentage,
+            bytes_sent=state.bytes_uploaded,
+            total_size=state.total_bytes or 0,
+        )
+
+    def _message(
+        self,
+        kind: str,
+        upload_id: str,
+        status: str,
+        message: str | None,
+        *,
+        progress: float = 0.0,
+        bytes_sent: int = 0,
+        total_size: int = 0,
+    ) -> bytes:
+        fields: dict[str, Any] = {
+            "type": kind,
+            "upload_id": upload_id,
+            "progress": progress,
+            "bytes_sent": bytes_sent,
+            "total_size": total_size,
+            "status": status,
+        }
+        if message is not None:
+            fields["message"] = message
+        return _encoder.encode(fields)
+
+    def parse(self, text: str) -> Message:
+        """The document has no messages from clients; a token and a ping are understood."""
+        fields = decode_object(text)
+        if fields is None:
+            return Message(Malformed("Expected a JSON object."))
+        token = fields.get("token")
+        if isinstance(token, str):
+            return Message(None, token)
+        if fields.get("type") == "ping":
+            return Message(Ping())
+        return Message(Malformed("Unknown message type."))
+
+    def reply(
+        self, kind: str, *, upload_id: str, caller: Principal | None, data: dict[str, Any]
+    ) -> bytes:
+        """Return an error in the form of the document, or a ``pong``."""
+        if kind == "error":
+            return self._message("error", upload_id, "failed", data.get("message"))
+        return _encoder.encode({"type": kind, "upload_id": upload_id, **data})

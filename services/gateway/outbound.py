@@ -1,0 +1,175 @@
+"""What one socket is still owed, and when it is written.
+
+A socket is written to only while its transport has nothing queued, and all that is due to it
+in one turn of the loop goes out in one write. For a socket that does not drain, per key only
+the newest progress is kept; lifecycle frames queue, in order, up to a bound. So a slow reader
+costs a bounded amount of memory and slows nobody down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import socket
+import sys
+from collections.abc import Callable
+from typing import Final
+
+from prometheus_client import Counter
+
+__all__ = ["Flusher", "Outbound"]
+
+_MAX_QUEUED_FRAMES: Final = 1024
+_MAX_QUEUED_BYTES: Final = 256 * 1024
+_UNSENT_LOW_WATER: Final = 16 * 1024
+"""Bytes the kernel takes ahead of the network. Unbounded, a client that stopped reading
+swallows 4 MB of progress that is stale by the time it is read."""
+
+_SLOW_CHECK_S: Final = 0.05
+_STALL_LIMIT_S: Final = 30.0
+
+FLUSHED = Counter("gateway_writes_total", "Writes to sockets.")
+FRAMES = Counter("gateway_frames_total", "Frames handed to sockets.")
+CONFLATED = Counter("gateway_conflated_total", "Progress frames replaced by newer ones.")
+
+_numbers = itertools.count()
+
+
+class Outbound:
+    """The frames that wait for one socket.
+
+    Args:
+        transport: Of the socket, after its handshake is out.
+        flusher: Shared by all sockets of the loop.
+        on_slow: Called once, when the bound is passed or nothing drained for too long.
+
+    """
+
+    __slots__ = (
+        "_dirty",
+        "_flusher",
+        "_frames",
+        "_on_slow",
+        "_queued_bytes",
+        "_slow",
+        "_transport",
+        "stalled_at",
+    )
+
+    def __init__(
+        self, transport: asyncio.WriteTransport, flusher: Flusher, on_slow: Callable[[], None]
+    ) -> None:
+        self._transport: Final = transport
+        self._flusher: Final = flusher
+        self._on_slow: Final = on_slow
+        self._frames: dict[object, bytes] = {}
+        self._queued_bytes = 0
+        self._dirty = False
+        self._slow = False
+        self.stalled_at: float | None = None
+        _keep_kernel_queue_short(transport)
+
+    def put(self, frame: bytes, *, supersedes: object = None) -> None:
+        """Owe a frame that must arrive, after all before it; drop a progress it supersedes."""
+        if supersedes is not None:
+            self._frames.pop(supersedes, None)
+        self._frames[next(_numbers)] = frame
+        self._queued_bytes += len(frame)
+        too_many = len(self._frames) > _MAX_QUEUED_FRAMES
+        if self.stalled_at is not None and (too_many or self._queued_bytes > _MAX_QUEUED_BYTES):
+            self.give_up()
+        elif not self._dirty:
+            self._dirty = True
+            self._flusher.add(self)
+
+    def put_latest(self, key: object, frame: bytes) -> None:
+        """Owe the newest progress under ``key``; one that still waits is replaced."""
+        if key in self._frames:
+            CONFLATED.inc()
+        self._frames[key] = frame
+        if not self._dirty:
+            self._dirty = True
+            self._flusher.add(self)
+
+    def flush(self) -> bool:
+        """Write what is owed if the transport is empty; return whether nothing is owed now."""
+        transport = self._transport
+        if transport.is_closing():
+            self._frames.clear()
+        elif self._frames:
+            if transport.get_write_buffer_size():
+                return False
+            frames = self._frames
+            FRAMES.inc(len(frames))
+            FLUSHED.inc()
+            transport.write(b"".join(frames.values()))
+            frames.clear()
+            self._queued_bytes = 0
+        self._dirty = False
+        self.stalled_at = None
+        return True
+
+    def give_up(self) -> None:
+        """Drop what is owed and report the socket as too slow."""
+        self._frames.clear()
+        self._queued_bytes = 0
+        if not self._slow:
+            self._slow = True
+            self._on_slow()
+
+
+def _keep_kernel_queue_short(transport: asyncio.WriteTransport) -> None:
+    option = getattr(socket, "TCP_NOTSENT_LOWAT", 25 if sys.platform == "linux" else 0x201)
+    sock = transport.get_extra_info("socket")
+    if sock is not None and sock.family in {socket.AF_INET, socket.AF_INET6}:
+        sock.setsockopt(socket.IPPROTO_TCP, option, _UNSENT_LOW_WATER)
+
+
+class Flusher:
+    """Writes, once a turn of the loop, to all sockets that are owed something."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop: Final = loop
+        self._dirty: list[Outbound] = []
+        self._stalled: set[Outbound] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def stalled(self) -> int:
+        """Sockets that wait for their reader."""
+        return len(self._stalled)
+
+    def add(self, outbound: Outbound) -> None:
+        """Have a socket flushed at the end of this turn."""
+        if not self._dirty:
+            self._loop.call_soon(self._flush)
+        self._dirty.append(outbound)
+
+    def _flush(self) -> None:
+        dirty, self._dirty = self._dirty, []
+        for outbound in dirty:
+            if not outbound.flush():
+                self._stall(outbound)
+
+    def _stall(self, outbound: Outbound) -> None:
+        """Look again soon: asyncio tells the protocol when a buffer drains, and only it."""
+        outbound.stalled_at = self._loop.time()
+        self._stalled.add(outbound)
+        if self._timer is None:
+            self._timer = self._loop.call_later(_SLOW_CHECK_S, self._check_stalled)
+
+    def _check_stalled(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        for outbound in list(self._stalled):
+            if outbound.flush():
+                self._stalled.discard(outbound)
+            elif outbound.stalled_at is not None and now - outbound.stalled_at > _STALL_LIMIT_S:
+                self._stalled.discard(outbound)
+                outbound.give_up()
+        if self._stalled:
+            self._timer = self._loop.call_later(_SLOW_CHECK_S, self._check_stalled)
+
+    def forget(self, outbound: Outbound) -> None:
+        """Stop watching a socket that has gone."""
+        self._stalled.discard(outbound)

@@ -1,0 +1,152 @@
+"""The progress that clients read, kept in Redis for all gateways: one hash an upload.
+
+Fed by the consumer group ``progress``: each event is folded by one gateway. The events of a
+batch are folded per upload before anything is written, and the write is conditional, so that a
+projection never goes backwards, whatever the members of the group do at the same time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from redis.asyncio import Redis
+from redis.exceptions import NoScriptError
+
+from services.gateway.state import ProgressState, fold, from_fields, move, to_fields
+from shared import events
+from shared.events import LifecycleEvent, UploadProgress
+from shared.stream_group import GroupEntry
+from shared.streams import Command, flat_dict, pipelined, read_ids, unpack_positions
+
+__all__ = ["Projection"]
+
+_SCRIPT: Final = Path(__file__).with_name("projection.lua").read_text()
+_SHA: Final = hashlib.sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
+_DELETED_TTL_S: Final = 60
+"""How long a deleted upload is remembered, so that a late event cannot bring it back."""
+_READ_BATCH: Final = 200
+
+
+class Projection:
+    """Reads and writes the projections.
+
+    Args:
+        redis: Client made by ``shared.streams.connect``.
+        prefix: ``PROGRESS_PREFIX``.
+        ttl_s: ``PROGRESS_TTL_SECONDS``; counted anew with each event.
+
+    """
+
+    def __init__(self, redis: Redis, *, prefix: str, ttl_s: int) -> None:
+        self._redis: Final = redis
+        self._prefix: Final = prefix
+        self._ttl_s: Final = ttl_s
+
+    def _key(self, upload_id: str) -> str:
+        return f"{self._prefix}:{upload_id}"
+
+    def _user_key(self, user_id: str) -> str:
+        return f"{self._prefix}:user:{user_id}"
+
+    async def read(self, upload_id: str) -> ProgressState | None:
+        """Return what is recorded of an upload, a deletion too."""
+        return (await self.read_all([upload_id])).get(upload_id)
+
+    async def read_all(self, upload_ids: Iterable[str]) -> dict[str, ProgressState]:
+        """Return what is recorded of several uploads; unknown ones are left out."""
+        ids, found = list(upload_ids), {}
+        for start in range(0, len(ids), _READ_BATCH):
+            batch = ids[start : start + _READ_BATCH]
+            replies = await pipelined(
+                self._redis, [("HGETALL", self._key(one)) for one in batch]
+            )
+            for one, reply in zip(batch, replies, strict=True):
+                state = from_fields(_as_dict(reply))
+                if state is not None:
+                    found[one] = state
+        return found
+
+    async def sessions_of(self, user_id: str) -> list[ProgressState]:
+        """Return the recorded sessions of a user, newest first."""
+        members: Any = (await pipelined(self._redis, [("SMEMBERS", self._user_key(user_id))]))[
+            0
+        ]
+        states = (await self.read_all(one.decode() for one in members)).values()
+        alive = [one for one in states if one.status != "deleted"]
+        return sorted(alive, key=lambda one: one.started_at, reverse=True)
+
+    async def handle(self, batch: Sequence[GroupEntry]) -> None:
+        """Fold a batch of entries of both families; idempotent.
+
+        Raises:
+            MalformedEvent, UnknownEvent: An entry is not as the contract says.
+
+        """
+        lifecycle: dict[str, list[LifecycleEvent]] = {}
+        positions: dict[str, UploadProgress] = {}
+        for entry in batch:
+            if entry.stream.startswith("events:"):
+                event = events.decode(entry.fields.get(b"d", b""))
+                lifecycle.setdefault(event.upload_id, []).append(event)
+            else:
+                for position in unpack_positions(read_ids(entry.fields)):
+                    positions[position.upload_id] = position
+        known = await self.read_all(lifecycle.keys() | positions.keys())
+        commands: list[Command] = []
+        for upload_id in lifecycle.keys() | positions.keys():
+            state = _fold_all(known.get(upload_id), lifecycle.get(upload_id, ()))
+            if state is not None and upload_id in lifecycle:
+                commands += self._record(state)
+                known[upload_id] = state
+            moved = _moved(known.get(upload_id), positions.get(upload_id))
+            if moved is not None:
+                commands.append(self._write("position", moved, self._ttl_s))
+        await self._run(commands)
+
+    def _record(self, state: ProgressState) -> list[Command]:
+        ttl_s = _DELETED_TTL_S if state.status == "deleted" else self._ttl_s
+        user_key = self._user_key(state.user_id)
+        change = "SREM" if state.status == "deleted" else "SADD"
+        return [
+            self._write("lifecycle", state, ttl_s),
+            (change, user_key, state.session_id),
+            ("EXPIRE", user_key, self._ttl_s),
+        ]
+
+    def _write(self, kind: str, state: ProgressState, ttl_s: int) -> Command:
+        fields = [part for pair in to_fields(state).items() for part in pair]
+        version = (kind, state.seq, state.bytes_uploaded, ttl_s)
+        return ("EVALSHA", _SHA, 1, self._key(state.session_id), *version, *fields)
+
+    async def _run(self, commands: Sequence[Command]) -> None:
+        if not commands:
+            return
+        try:
+            await pipelined(self._redis, commands)
+        except NoScriptError:  # a Redis that has not seen it, or has forgotten it
+            await pipelined(self._redis, [("SCRIPT", "LOAD", _SCRIPT)])
+            await pipelined(self._redis, commands)
+
+
+def _as_dict(reply: Any) -> Mapping[bytes, bytes]:
+    return reply if isinstance(reply, dict) else flat_dict(reply)
+
+
+def _fold_all(
+    state: ProgressState | None, lifecycle: Iterable[LifecycleEvent]
+) -> ProgressState | None:
+    """Return the state after all events that are newer, or ``None`` if none is."""
+    changed = None
+    for event in sorted(lifecycle, key=lambda one: one.seq):
+        folded = fold(changed or state, event)
+        changed = folded or changed
+    return changed
+
+
+def _moved(
+    state: ProgressState | None, position: UploadProgress | None
+) -> ProgressState | None:
+    return move(state, position) if state is not None and position is not None else None

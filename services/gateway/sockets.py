@@ -1,0 +1,148 @@
+"""The sockets of one process: who is let in, how many there are, and how all are closed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from aiohttp import WSCloseCode, web
+from prometheus_client import Counter, Gauge
+
+from services.gateway.connection import Connection
+from services.gateway.dialects.protocol import Dialect
+from services.gateway.hub import Hub
+from services.gateway.keepalive import Alive, Keepalive
+from services.gateway.outbound import Flusher
+from services.gateway.projection import Projection
+from shared.cors import origin_allowed
+from shared.errors import Forbidden, Unavailable
+from shared.identity import BEARER_SUBPROTOCOL, authenticates_itself
+from shared.lifecycle import TaskSet
+from shared.serve import CORS
+
+__all__ = ["SOCKETS", "Sockets", "add_socket_routes"]
+
+_MAX_MESSAGE: Final = 64 * 1024
+_CLOSE_S: Final = 2.0
+"""How long a peer has for the closing handshake."""
+
+OPEN = Gauge("gateway_sockets", "Open sockets.")
+REFUSED = Counter("gateway_refused_total", "Handshakes refused, by reason.", ["reason"])
+
+
+class Sockets:
+    """The sockets of one process.
+
+    Args:
+        hub: Delivers events.
+        projection: Knows the sessions of a user.
+        limit: Most sockets at a time.
+        ping_interval_s: As ``Keepalive``.
+        ping_timeout_s: As ``Keepalive``.
+
+    """
+
+    def __init__(
+        self,
+        hub: Hub,
+        projection: Projection,
+        *,
+        limit: int,
+        ping_interval_s: float,
+        ping_timeout_s: float,
+    ) -> None:
+        self.hub: Final = hub
+        self.projection: Final = projection
+        self.flusher: Final = Flusher(asyncio.get_running_loop())
+        self.tasks: Final = TaskSet("sockets")
+        self.keepalive: Final = Keepalive(
+            interval_s=ping_interval_s, timeout_s=ping_timeout_s, on_dead=self._on_dead
+        )
+        self._limit: Final = limit
+        self._open: Final[set[Connection]] = set()
+
+    def _on_dead(self, one: Alive) -> None:
+        if isinstance(one, Connection):
+            one.abort()
+
+    def admit(self, request: web.Request) -> None:
+        """Refuse a handshake that cannot become a socket.
+
+        Raises:
+            Unavailable: The process is full.
+            Forbidden: The page is not one that may.
+
+        """
+        if self.is_full:
+            REFUSED.labels("full").inc()
+            raise Unavailable("No more sockets here.", retry_after=5)
+        if not origin_allowed(request.app[CORS], request):
+            REFUSED.labels("origin").inc()
+            raise Forbidden("This page may not open a socket.")
+
+    def add(self, one: Connection) -> None:
+        """Count a socket in."""
+        self._open.add(one)
+        self.keepalive.add(one)
+        OPEN.set(len(self._open))
+
+    def remove(self, one: Connection) -> None:
+        """Count it out."""
+        self._open.discard(one)
+        self.keepalive.remove(one)
+        OPEN.set(len(self._open))
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no more sockets are let in."""
+        return len(self._open) >= self._limit
+
+    async def close_all(self) -> None:
+        """Tell all to reconnect elsewhere, at once, waiting for nobody longer than for all."""
+        for one in list(self._open):
+            one.close(WSCloseCode.SERVICE_RESTART, "restarting")
+        await self.tasks.join()
+
+
+SOCKETS: Final = web.AppKey("sockets", Sockets)
+
+
+def add_socket_routes(router: web.UrlDispatcher, dialects: tuple[Dialect, ...]) -> None:
+    """Register the paths of the dialects."""
+    for dialect in dialects:
+        for path in dialect.paths:
+            router.add_get(path, _route(dialect), allow_head=False)
+
+
+def _route(dialect: Dialect) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    @authenticates_itself
+    async def open_socket(request: web.Request) -> web.StreamResponse:
+        sockets = request.app[SOCKETS]
+        sockets.admit(request)
+        ws = web.WebSocketResponse(
+            protocols=(BEARER_SUBPROTOCOL,),
+            autoping=False,
+            compress=False,
+            max_msg_size=_MAX_MESSAGE,
+            timeout=_CLOSE_S,
+        )
+        await ws.prepare(request)
+        connection = Connection(
+            request,
+            ws,
+            dialect,
+            hub=sockets.hub,
+            projection=sockets.projection,
+            flusher=sockets.flusher,
+            tasks=sockets.tasks,
+        )
+        sockets.add(connection)
+        try:
+            await connection.run()
+        finally:
+            sockets.remove(connection)
+            connection.forget()
+        return ws
+
+    return open_socket

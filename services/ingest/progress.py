@@ -1,0 +1,77 @@
+"""Tells others how far uploads are, and how fast they come in.
+
+A client may send an upload in many requests, so its speed is measured over all of them; an
+upload is said to rest (speed 0) when none has come for a while.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Final
+
+from services.ingest.speed import SpeedMeter
+from shared.events import UploadProgress
+from shared.publisher import Publisher
+from shared.sidecar import Sidecar
+from shared.times import now_ms
+
+__all__ = ["ProgressReporter"]
+
+_REST_S: Final = 2.0
+"""Longer than clients take from one request to the next."""
+
+
+class ProgressReporter:
+    """Reports positions of the uploads that this process receives."""
+
+    def __init__(self, publisher: Publisher) -> None:
+        self._publisher: Final = publisher
+        self._meters: Final[dict[str, SpeedMeter]] = {}
+        self._resting: Final[dict[str, asyncio.TimerHandle]] = {}
+
+    def begin(self, sidecar: Sidecar, offset: int) -> None:
+        """Note that bytes will come from ``offset`` on."""
+        self._stay_awake(sidecar.upload_id)
+        if sidecar.upload_id not in self._meters:
+            self._meters[sidecar.upload_id] = SpeedMeter(offset, time.monotonic())
+
+    def advance(self, sidecar: Sidecar, offset: int) -> None:
+        """Report that there are ``offset`` bytes now."""
+        meter = self._meters.get(sidecar.upload_id)
+        speed = meter.advance(offset, time.monotonic()) if meter is not None else 0.0
+        self._report(sidecar, offset, speed)
+
+    def pause(self, sidecar: Sidecar, offset: int) -> None:
+        """Note the end of a request; report the upload at rest unless another one follows."""
+        self.advance(sidecar, offset)
+        self._stay_awake(sidecar.upload_id)
+        self._resting[sidecar.upload_id] = asyncio.get_running_loop().call_later(
+            _REST_S, self._rest, sidecar, offset
+        )
+
+    def forget(self, upload_id: str) -> None:
+        """Drop what is kept of an upload that has ended."""
+        self._stay_awake(upload_id)
+        self._meters.pop(upload_id, None)
+
+    def _rest(self, sidecar: Sidecar, offset: int) -> None:
+        self.forget(sidecar.upload_id)
+        self._report(sidecar, offset, 0.0)
+
+    def _stay_awake(self, upload_id: str) -> None:
+        timer = self._resting.pop(upload_id, None)
+        if timer is not None:
+            timer.cancel()
+
+    def _report(self, sidecar: Sidecar, offset: int, speed: float) -> None:
+        self._publisher.progress(
+            UploadProgress(
+                upload_id=sidecar.upload_id,
+                seq=sidecar.outbox[-1].seq,
+                at=now_ms(),
+                offset=offset,
+                size=sidecar.size,
+                speed=speed,
+            )
+        )
