@@ -20,14 +20,15 @@ def main() -> None:
     """Read the arguments, run what they name, print the page."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("what", choices=[*_BENCHMARKS, "all"], nargs="?", default="all")
-    parser.add_argument("--repeat", type=int, default=3, metavar="N", help="runs of each")
+    parser.add_argument("--repeat", type=int, default=5, metavar="N", help="runs of each")
     parser.add_argument("--out", type=Path, metavar="FILE.md", help="also write the page here")
     options = parser.parse_args()
     chosen = list(_BENCHMARKS) if options.what == "all" else [options.what]
+    facts = machine.facts()
     machine.pin(machine.LOAD_CORE)
     machine.raise_file_limit()
     sections = [_BENCHMARKS[name](max(options.repeat, 1)) for name in chosen]
-    page = "\n".join(["# Measured", "", machine.facts(), "", *sections])
+    page = "\n".join(["# Measured", "", facts, "", *sections])
     print(page)
     if options.out is not None:
         options.out.write_text(page)

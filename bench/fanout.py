@@ -13,7 +13,8 @@ Which figure
     ``frames/s`` is the plain rate at the receivers. ``frames per CPU second`` divides by the
     time that the server process had a core: what the rate would be were it never waiting. Of a
     server that is busy all the time both are the same; of one that paces itself (see its CPU
-    share) only the second says what a frame costs.
+    share) only the second says what a frame costs. ``kept waiting`` is the share of time in
+    which the server was ready to run and some stranger had its core: it spoils the first only.
 
 Is the load the limit?
     It has a core of its own and reads whatever is there with one call. Its CPU share, and how
@@ -27,7 +28,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -37,7 +38,13 @@ import aiohttp
 from bench import tables
 from bench.feed import SIZE, Feed
 from bench.load import Load, compiled, opened
-from bench.machine import LOAD_CORE, core_busy_seconds, cpu_seconds, settle
+from bench.machine import (
+    LOAD_CORE,
+    core_busy_seconds,
+    cpu_seconds,
+    kept_waiting_seconds,
+    settle,
+)
 from bench.processes import Server, free_port, scratch, service, started
 from bench.wire import Connection
 from services.embedded_redis import embedded_redis
@@ -56,6 +63,7 @@ class _Run(NamedTuple):
     rate: float
     per_cpu: float
     server: float
+    queued: float
     load: float
     load_core: float
     least: int
@@ -140,13 +148,13 @@ async def _feed_and_watch(
     server: Server, load: Load, redis_url: str, upload_id: str, pace: Pace
 ) -> _Run:
     redis = connect(redis_url)
-    feeding = asyncio.ensure_future(pace(Feed(redis, upload_id), load))
+    feed = Feed(redis, upload_id)
+    feeding = asyncio.ensure_future(pace(feed, load))
     try:
         return await _watch(server, load, feeding)
     finally:
-        feeding.cancel()
-        with suppress(asyncio.CancelledError):
-            await feeding
+        feed.ended = True
+        await asyncio.wait({feeding})
         await redis.aclose()
 
 
@@ -156,12 +164,15 @@ async def _watch(server: Server, load: Load, feeding: asyncio.Future[None] | Non
     before, each_before = _reading(server, load), load.each()
     await _lapse(_RUN_S, feeding)
     after, each_after = _reading(server, load), load.each()
-    wall, frames, server_s, load_s, core_s = (b - a for a, b in zip(before, after, strict=True))
+    wall, frames, server_s, queued_s, load_s, core_s = (
+        b - a for a, b in zip(before, after, strict=True)
+    )
     own = [b - a for a, b in zip(each_before, each_after, strict=True)]
     return _Run(
         rate=frames / wall,
         per_cpu=frames / server_s,
         server=server_s / wall,
+        queued=queued_s / wall,
         load=load_s / wall,
         load_core=core_s / wall,
         least=min(own),
@@ -170,11 +181,12 @@ async def _watch(server: Server, load: Load, feeding: asyncio.Future[None] | Non
     )
 
 
-def _reading(server: Server, load: Load) -> tuple[float, float, float, float, float]:
+def _reading(server: Server, load: Load) -> tuple[float, ...]:
     return (
         time.monotonic(),
         load.frames(),
         cpu_seconds(server.pid),
+        kept_waiting_seconds(server.pid),
         cpu_seconds(load.pid),
         core_busy_seconds(LOAD_CORE),
     )
@@ -193,7 +205,14 @@ async def _lapse(seconds: float, feeding: asyncio.Future[None] | None) -> None:
 def _render(runs: dict[str, list[_Run]], size: int) -> str:
     bound, plain = list(runs.values())[:2]
     head = ["subject", "frames/s", "x bound", "x `send_str`", "frames per CPU s", "x bound"]
-    head += ["x `send_str`", "server CPU", "load CPU", "load core", "frames a socket"]
+    head += [
+        "x `send_str`",
+        "server CPU",
+        "kept waiting",
+        "load CPU",
+        "load core",
+        "frames a socket",
+    ]
     rows = [head]
     for name, own in runs.items():
         cells = [name]
@@ -202,7 +221,7 @@ def _render(runs: dict[str, list[_Run]], size: int) -> str:
             cells.append(tables.spread(values))
             for other in (bound, plain):
                 cells.append(tables.ratio(values, [getattr(one, field) for one in other]))
-        for field in ("server", "load", "load_core"):
+        for field in ("server", "queued", "load", "load_core"):
             cells.append(tables.median([getattr(one, field) for one in own], ".0%"))
         least, most = min(one.least for one in own), max(one.most for one in own)
         rows.append([*cells, f"{least}-{most}"])

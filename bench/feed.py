@@ -40,6 +40,8 @@ class Feed:
         self._stream: Final = progress_stream(partition_of(upload_id, PARTITIONS))
         self.events = 0
         """Events written so far."""
+        self.ended = False
+        """Set it to end the feed; a cancelled call to Redis may well go on regardless."""
 
     async def add(self) -> None:
         """Put the next position on the stream."""
@@ -60,7 +62,7 @@ class Feed:
     async def flood(self) -> None:
         """Write without looking at what arrives; the gateway thins what it cannot send."""
         due = time.monotonic()
-        while True:
+        while not self.ended:
             await self.add()
             due += _FLOOD_PERIOD_S
             await asyncio.sleep(max(due - time.monotonic(), 0))
@@ -73,11 +75,11 @@ class Feed:
 
         """
         expected = arrived()
-        while True:
+        while not self.ended:
             expected += sockets
             await self.add()
             deadline = time.monotonic() + _LOST_AFTER_S
-            while (count := arrived()) < expected:
+            while (count := arrived()) < expected and not self.ended:
                 if time.monotonic() > deadline:
                     raise SystemExit(f"{expected - count} frames of one event never arrived")
                 await asyncio.sleep(_POLL_S)

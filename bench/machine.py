@@ -24,6 +24,7 @@ __all__ = [
     "cpu_seconds",
     "facts",
     "forget_peak",
+    "kept_waiting_seconds",
     "peak_bytes",
     "pin",
     "raise_file_limit",
@@ -38,14 +39,15 @@ _PINNED = len(_CORES) > 1
 
 
 def facts() -> str:
-    """Return one line on when and on what the run took place."""
+    """Return one line on when and on what the run takes place; call it before the run."""
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     loop = _version("uvloop")
+    load = ", ".join(f"{one:.1f}" for one in os.getloadavg())
     pins = f"server on core {SERVER_CORE}, load on core {LOAD_CORE}"
     return (
         f"{now}; {os.cpu_count()} cores, {platform.system()} {platform.release()}; "
         f"Python {platform.python_version()}, aiohttp {_version('aiohttp')}, uvloop {loop}; "
-        f"{pins if _PINNED else 'nothing pinned'}."
+        f"{pins if _PINNED else 'nothing pinned'}; load average before the run: {load}."
     )
 
 
@@ -87,6 +89,18 @@ def cpu_seconds(pid: int) -> float:
         return math.nan
     # proc(5) counts from 1: after pid (1) and name (2), utime (14) and stime (15) are here.
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def kept_waiting_seconds(pid: int) -> float:
+    """Return how long the main thread was ready to run while another process had its core.
+
+    Anything but little means that the machine was not ours, and that rates per second of the
+    clock say less than rates per second of CPU.
+    """
+    try:
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, IndexError):
+        return math.nan
 
 
 def core_busy_seconds(core: int) -> float:

@@ -24,6 +24,7 @@ from typing import Annotated, Any, Final, TypeAlias
 import msgspec
 
 __all__ = [
+    "Bytes",
     "Event",
     "FileDeleted",
     "FileStored",
@@ -34,6 +35,8 @@ __all__ = [
     "JobStarted",
     "LifecycleEvent",
     "MalformedEvent",
+    "Millis",
+    "Seq",
     "UnknownEvent",
     "UploadCancelled",
     "UploadCompleted",
@@ -228,6 +231,8 @@ class _Tag(msgspec.Struct):
 _encoder: Final = msgspec.json.Encoder()
 _decoder: Final[msgspec.json.Decoder[LifecycleEvent]] = msgspec.json.Decoder(LifecycleEvent)
 _tag_decoder: Final = msgspec.json.Decoder(_Tag)
+_BROKEN: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding raises; the last one for a payload nested so deep that it must be an attack."""
 _KNOWN_TAGS: Final = frozenset(kind.__struct_config__.tag for kind in LifecycleEvent.__args__)
 
 
@@ -246,11 +251,11 @@ def decode(payload: bytes) -> LifecycleEvent:
     """
     try:
         return _decoder.decode(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+    except _BROKEN as exc:
         # Which of the two it is matters only off the hot path.
         try:
             tag = _tag_decoder.decode(payload).type
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except _BROKEN:
             raise MalformedEvent(str(exc)) from exc
         if tag not in _KNOWN_TAGS:
             raise UnknownEvent(tag) from exc

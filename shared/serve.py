@@ -219,7 +219,10 @@ def main(
     run(serve(app, settings))
 
 
-def print_settings(settings: CommonSettings) -> None:
-    """Write the effective settings to stdout, one a line, secrets masked."""
-    for variable, value in masked(settings).items():
+def print_settings(*settings: CommonSettings) -> None:
+    """Write the effective settings to stdout, one a line, each once, secrets masked."""
+    shown: dict[str, str] = {}
+    for one in settings:
+        shown |= masked(one)
+    for variable, value in shown.items():
         sys.stdout.write(f"{variable}={value}\n")

@@ -98,10 +98,10 @@ def decode(content: bytes) -> Sidecar:
     """Return the record in an ``.info`` file.
 
     Raises:
-        SidecarDamaged: The content is cut short, not JSON, or not a sidecar.
+        SidecarDamaged: The content is cut short, not JSON, nested without end, or not a sidecar.
 
     """
     try:
         return _decoder.decode(content)
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise SidecarDamaged(str(exc)) from exc

@@ -22,7 +22,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from shared.events import MalformedEvent, UploadProgress
+from shared.events import Bytes, MalformedEvent, Millis, Seq, UploadProgress
 
 __all__ = [
     "BLOCK_MS",
@@ -150,10 +150,10 @@ def entry_order(entry_id: bytes) -> tuple[int, int]:
 
 
 class _Position(msgspec.Struct, frozen=True, array_like=True):
-    seq: int
-    at: int
-    offset: int
-    size: int | None
+    seq: Seq
+    at: Millis
+    offset: Bytes
+    size: Bytes | None
     speed: float
 
 
@@ -213,5 +213,5 @@ def unpack_positions(
             for one, p in zip(ids, _decoder.decode(entry.body), strict=True)
             if wanted is None or one in wanted
         ]
-    except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as exc:
+    except (msgspec.DecodeError, ValueError, RecursionError) as exc:
         raise MalformedEvent(f"progress entry: {exc}") from exc

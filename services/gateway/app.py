@@ -55,8 +55,8 @@ def install(app: web.Application, settings: Settings) -> None:
         app[RELAY] = relay
         app[SOCKETS] = sockets
         health = app[HEALTH]
-        health.can_serve["sockets"] = lambda: not sockets.is_full
-        health.degraded["redis_tail"] = lambda: not relay.tail.connected
+        health.can_serve["gateway.sockets"] = lambda: not sockets.is_full
+        health.degraded["gateway.redis"] = lambda: not relay.tail.connected
         async with (
             background("tail", relay.tail.run()),
             background("projection", group.run()),

@@ -59,8 +59,8 @@ def install(app: web.Application, settings: Settings) -> None:
         outbox = Outbox(store, publisher, redis, recent_s=float(settings.progress_ttl_seconds))
         progress = ProgressReporter(publisher)
         app[UPLOADS] = Uploads(store, writers, outbox, progress, settings)
-        app[HEALTH].can_serve["data_dir"] = store.is_writable
-        app[HEALTH].degraded["redis"] = lambda: publisher.degraded
+        app[HEALTH].can_serve["ingest.data_dir"] = store.is_writable
+        app[HEALTH].degraded["ingest.redis"] = lambda: publisher.degraded
         async with (
             background("publisher", publisher.run()),
             background("outbox", outbox.watch()),

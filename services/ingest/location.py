@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Final
+
+from multidict import MultiMapping
 
 from shared.errors import StartupError
 
@@ -41,7 +43,7 @@ class Locations:
             raise StartupError(f"TRUSTED_PROXIES: {exc}") from exc
 
     def of(
-        self, upload_id: str, *, headers: Mapping[str, str], scheme: str, peer: str | None
+        self, upload_id: str, *, headers: MultiMapping[str], scheme: str, peer: str | None
     ) -> str:
         """Return the URL of an upload.
 
@@ -55,12 +57,12 @@ class Locations:
         base = self._public_url or self._base(headers, scheme, peer)
         return f"{base}{COLLECTION}/{upload_id}"
 
-    def _base(self, headers: Mapping[str, str], scheme: str, peer: str | None) -> str:
+    def _base(self, headers: MultiMapping[str], scheme: str, peer: str | None) -> str:
         host, prefix = headers.get("Host", ""), ""
         if self._is_trusted(peer):
             said = _forwarded(headers)
             host, scheme = said.get("host", host), said.get("proto", scheme)
-            prefix = headers.get("X-Forwarded-Prefix", "")
+            prefix = _nearest(headers, "X-Forwarded-Prefix")
         if not _HOST.fullmatch(host) or scheme not in {"http", "https"}:
             return ""  # a path alone is right too: clients resolve it (item 46)
         return f"{scheme}://{host}{prefix.rstrip('/') if _PREFIX.fullmatch(prefix) else ''}"
@@ -70,18 +72,25 @@ class Locations:
             address = ipaddress.ip_address(peer or "")
         except ValueError:
             return False
+        # A listener on [::] sees an IPv4 peer as ::ffff:a.b.c.d.
+        address = getattr(address, "ipv4_mapped", None) or address
         return any(address in network for network in self._trusted)
 
 
-def _forwarded(headers: Mapping[str, str]) -> dict[str, str]:
+def _forwarded(headers: MultiMapping[str]) -> dict[str, str]:
     """Return ``proto`` and ``host`` as the nearest proxy gave them; RFC 7239, else ``X-``."""
     if "Forwarded" in headers:
-        nearest = headers["Forwarded"].rpartition(",")[2]
+        nearest = _nearest(headers, "Forwarded")
         pairs = (_FORWARDED_PAIR.fullmatch(part) for part in nearest.split(";"))
         return {pair[1].lower(): pair[2] for pair in pairs if pair}
     names = {"proto": "X-Forwarded-Proto", "host": "X-Forwarded-Host"}
-    return {
-        key: headers[name].rpartition(",")[2].strip()
-        for key, name in names.items()
-        if headers.get(name)
-    }
+    found = {key: _nearest(headers, name) for key, name in names.items()}
+    return {key: value for key, value in found.items() if value}
+
+
+def _nearest(headers: MultiMapping[str], name: str) -> str:
+    """Return the last value of a header; those before it may be the client's inventions.
+
+    A proxy adds its own after a comma, or in a line of its own.
+    """
+    return headers.getall(name, [""])[-1].rpartition(",")[2].strip()

@@ -1,0 +1,58 @@
+"""Assembles storage. Opens nothing before the application starts."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from aiohttp import web
+
+from services.storage.files import Files
+from services.storage.handlers import FILES, SETTINGS, add_storage_routes
+from services.storage.settings import Settings
+from shared.blobs.filesystem import FilesystemStore
+from shared.lifecycle import background
+from shared.outbox import Outbox
+from shared.publisher import Publisher
+from shared.serve import HEALTH, new_application
+from shared.streams import connect
+
+__all__ = ["create_app", "install"]
+
+
+def create_app(settings: Settings) -> web.Application:
+    """Return storage as an application of its own."""
+    app = new_application(settings)
+    install(app, settings)
+    return app
+
+
+def install(app: web.Application, settings: Settings) -> None:
+    """Add storage to an application.
+
+    Raises:
+        StartupError: The data folder cannot be written to.
+
+    """
+    app[SETTINGS] = settings
+    store = FilesystemStore(settings.data_dir / "blobs")
+
+    async def run(app: web.Application) -> AsyncIterator[None]:
+        redis = connect(settings.redis_url or "")
+        publisher = Publisher(
+            redis,
+            partitions=settings.event_partitions,
+            interval_s=settings.progress_update_interval,
+        )
+        outbox = Outbox(store, publisher, redis, recent_s=float(settings.progress_ttl_seconds))
+        app[FILES] = Files(store, outbox)
+        app[HEALTH].can_serve["storage.data_dir"] = store.is_writable
+        app[HEALTH].degraded["storage.redis"] = lambda: publisher.degraded
+        async with background("publisher", publisher.run()):
+            yield
+        await publisher.drain(timeout_s=2.0)
+        await outbox.close()
+        await redis.aclose()
+        store.close()
+
+    app.cleanup_ctx.append(run)
+    add_storage_routes(app.router)

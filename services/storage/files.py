@@ -1,0 +1,118 @@
+"""The files that storage serves and deletes, straight from the blob store.
+
+The sidecar decides what is a file and whose: so a file can be downloaded the moment its upload
+was answered, and no lagging stream or wiped Redis hides it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from shared.blobs.filesystem import FilesystemStore, FilesystemWriter
+from shared.blobs.store import Stored, UploadBusy, UploadNotFound
+from shared.errors import Conflict, Forbidden, NotFound
+from shared.events import FileDeleted
+from shared.identity import Principal
+from shared.outbox import Outbox
+from shared.sidecar import is_upload_id
+from shared.times import now_ms
+
+__all__ = ["Files"]
+
+_ACQUIRE_S: Final = 5.0
+_RETRY_S: Final = 0.05
+
+
+class Files:
+    """Complete uploads.
+
+    Args:
+        store: Keeps bytes and sidecars.
+        outbox: Publishes what happens to them.
+
+    """
+
+    def __init__(self, store: FilesystemStore, outbox: Outbox) -> None:
+        self._store: Final = store
+        self._outbox: Final = outbox
+
+    async def find(self, file_id: str, caller: Principal) -> Stored:
+        """Return the caller's file.
+
+        Raises:
+            NotFound: There is no such file; an unfinished upload is none.
+            Forbidden: It is somebody else's.
+            SidecarDamaged: It is there, but whose it is cannot be read.
+
+        """
+        try:
+            stored = await self._store.read(file_id)
+        except UploadNotFound:
+            raise _unknown() from None
+        facts = stored.sidecar.facts
+        if not caller.owns(user_id=facts.user_id, tenant=facts.tenant):
+            raise Forbidden("This file belongs to somebody else.")
+        if stored.sidecar.status != "completed" or not stored.visible:
+            raise _unknown()
+        return stored
+
+    async def open(self, file_id: str) -> int:
+        """Return a descriptor of a file's bytes; it stays good when the file is deleted.
+
+        Raises:
+            NotFound: It has been deleted meanwhile.
+
+        """
+        try:
+            return await self._store.open_blob(file_id)
+        except UploadNotFound:
+            raise _unknown() from None
+
+    async def delete(self, file_id: str, caller: Principal) -> None:
+        """Delete the caller's file: the tombstone first, then the bytes, then the event.
+
+        A crash between the steps is made up for by the outbox sweep. Downloads under way
+        go on to their end.
+
+        Raises:
+            NotFound, Forbidden, SidecarDamaged: As ``find``.
+            Conflict: Somebody holds it for longer than a moment.
+
+        """
+        await self.find(file_id, caller)
+        writer = await self._acquire(file_id)
+        try:
+            sidecar = writer.sidecar
+            tombstone = sidecar.after(
+                "deleted",
+                FileDeleted(
+                    upload_id=file_id,
+                    seq=sidecar.next_seq,
+                    at=now_ms(),
+                    upload=sidecar.facts,
+                    offset=writer.offset,
+                ),
+            )
+            self._outbox.announce(tombstone, await writer.bury(tombstone))
+        finally:
+            await writer.close()
+
+    async def _acquire(self, file_id: str) -> FilesystemWriter:
+        if not is_upload_id(file_id):
+            raise _unknown()
+        try:
+            async with asyncio.timeout(_ACQUIRE_S):
+                while True:
+                    try:
+                        return await self._store.acquire(file_id)
+                    except UploadBusy:
+                        await asyncio.sleep(_RETRY_S)
+        except UploadNotFound:  # another one has deleted it first
+            raise _unknown() from None
+        except TimeoutError:
+            raise Conflict("The file is in use.") from None
+
+
+def _unknown() -> NotFound:
+    return NotFound("There is no such file.")

@@ -1,0 +1,129 @@
+"""Downloads and deletes over HTTP (RFC 9110), safe to show to a browser."""
+
+from __future__ import annotations
+
+import os
+from functools import wraps
+from typing import Final
+
+import structlog
+from aiohttp import web
+from aiohttp.typedefs import Handler
+from prometheus_client import Counter
+
+from services.storage.disposition import content_disposition, safe_content_type
+from services.storage.files import Files
+from services.storage.ranges import Selection, content_range, select
+from services.storage.sendfile import send_file
+from services.storage.settings import Settings
+from shared.blobs.store import Stored
+from shared.errors import ApiError, Unavailable
+from shared.identity import principal_of
+from shared.sidecar import SidecarDamaged
+
+__all__ = ["FILES", "SETTINGS", "add_storage_routes"]
+
+log = structlog.stdlib.get_logger(__name__)
+
+FILES: Final = web.AppKey("files", Files)
+SETTINGS: Final = web.AppKey("storage_settings", Settings)
+
+SENT = Counter("storage_bytes_total", "Bytes of files sent.")
+
+_SAFE_HEADERS: Final = {
+    # Whatever the bytes are, they must not act on the page that shows them (items 5 to 7).
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "sandbox; default-src 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "private, no-cache",
+    "Accept-Ranges": "bytes",
+}
+
+
+def add_storage_routes(router: web.UrlDispatcher) -> None:
+    """Register the endpoints."""
+    path = "/api/v1/storage/{file_id}"
+    router.add_get(path, download)
+    router.add_delete(path, delete)
+
+
+def _explains_failures(handler: Handler) -> Handler:
+    @wraps(handler)
+    async def wrapped(request: web.Request) -> web.StreamResponse:
+        file_id = request.match_info["file_id"]
+        with structlog.contextvars.bound_contextvars(upload_id=file_id):
+            try:
+                return await handler(request)
+            except SidecarDamaged as exc:
+                log.error("sidecar_damaged", error=str(exc))
+                raise ApiError("The record of this file is damaged.") from None
+            except OSError as exc:
+                if isinstance(exc, ConnectionError):
+                    raise
+                log.error("disk_failed", error=repr(exc))
+                raise Unavailable("The store failed.") from None
+
+    return wrapped
+
+
+@_explains_failures
+async def download(request: web.Request) -> web.StreamResponse:
+    """GET and HEAD: the file, or the part of it that was asked for."""
+    files, file_id = request.app[FILES], request.match_info["file_id"]
+    stored = await files.find(file_id, principal_of(request))
+    fd = await files.open(file_id)
+    try:
+        etag = f'"{file_id}"'  # the bytes of an id never change
+        modified_s = int((stored.sidecar.completed_at or 0) / 1000)
+        selection = select(
+            headers=request.headers,
+            method=request.method,
+            size=stored.offset,
+            etag=etag,
+            modified_s=modified_s,
+        )
+        response = _response(stored, selection, etag=etag, modified_s=modified_s)
+        await response.prepare(request)
+        if request.method == "GET" and selection.length:
+            sent = await send_file(
+                request,
+                response,
+                fd,
+                selection.start,
+                selection.length,
+                stall_timeout_s=request.app[SETTINGS].download_stall_timeout,
+            )
+            SENT.inc(sent)
+            if sent < selection.length:
+                return response  # the client has gone; the connection is cut
+        await response.write_eof()
+        return response
+    finally:
+        os.close(fd)
+
+
+def _response(
+    stored: Stored, selection: Selection, *, etag: str, modified_s: int
+) -> web.StreamResponse:
+    response = web.StreamResponse(status=selection.status, headers=_SAFE_HEADERS)
+    response.etag = etag.strip('"')
+    response.last_modified = modified_s
+    if selection.status in {200, 206}:
+        facts = stored.sidecar.facts
+        response.content_length = selection.length
+        response.headers["Content-Type"] = safe_content_type(facts.content_type)
+        response.headers["Content-Disposition"] = content_disposition(facts.filename)
+    else:
+        response.content_length = 0
+    covered = content_range(selection, stored.offset)
+    if covered is not None:
+        response.headers["Content-Range"] = covered
+    return response
+
+
+@_explains_failures
+async def delete(request: web.Request) -> web.StreamResponse:
+    """DELETE: 204 once the file is durably gone; 404 the second time."""
+    await request.app[FILES].delete(request.match_info["file_id"], principal_of(request))
+    return web.Response(status=204)

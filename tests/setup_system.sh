@@ -1,0 +1,23 @@
+#!/bin/sh
+# Installs the system packages that some tests need. Needs root (or sudo) on Debian or Ubuntu;
+# elsewhere it says what to install by hand. Tests that miss one are skipped with the reason.
+set -eu
+packages="redis-server strace curl python3-venv"
+command -v node >/dev/null 2>&1 && command -v npm >/dev/null 2>&1 || packages="$packages nodejs npm"
+missing=""
+for package in $packages; do
+  dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' \
+    || missing="$missing $package"
+done
+[ -n "$missing" ] || { echo "system packages: all there"; exit 0; }
+if ! command -v apt-get >/dev/null 2>&1; then
+  echo "install these by hand:$missing"
+  exit 0
+fi
+as_root=""
+[ "$(id -u)" = 0 ] || as_root="sudo"
+export DEBIAN_FRONTEND=noninteractive
+# The packaged service must not start: tests run servers of their own.
+if [ -n "$as_root" ]; then echo "installing with sudo:$missing"; fi
+$as_root apt-get update -qq
+$as_root apt-get install -y -qq --no-install-recommends $missing
