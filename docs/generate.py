@@ -14,7 +14,7 @@ import services.storage.settings
 from shared.settings import CommonSettings, describe
 
 ROOT: Final = Path(__file__).parents[1]
-SERVICES: Final = {
+SERVICES: Final[dict[str, type[CommonSettings]]] = {
     "ingest": services.ingest.settings.Settings,
     "gateway": services.gateway.settings.Settings,
     "storage": services.storage.settings.Settings,

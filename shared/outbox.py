@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -51,16 +51,24 @@ class Outbox:
         redis: For the epoch; may be shared with others.
         recent_s: How long after its last change an upload is published again when Redis has
             lost its memory: as long as anybody may still ask for its progress.
+        on_republish: Called with each such upload, for other records that are lost with it.
 
     """
 
     def __init__(
-        self, store: FilesystemStore, publisher: Publisher, redis: Redis, *, recent_s: float
+        self,
+        store: FilesystemStore,
+        publisher: Publisher,
+        redis: Redis,
+        *,
+        recent_s: float,
+        on_republish: Callable[[Sidecar], None] = lambda _: None,
     ) -> None:
         self._store: Final = store
         self._publisher: Final = publisher
         self._redis: Final = redis
         self._recent_s: Final = recent_s
+        self._on_republish: Final = on_republish
         self._epoch_file: Final[Path] = store.root / "epoch"
         self._tasks: Final = TaskSet("outbox")
 
@@ -133,6 +141,7 @@ class Outbox:
         count = 0
         async for sidecar in self._store.survey(recent_s=self._recent_s):
             self.announce(sidecar, [Due(sidecar.upload_id, e.seq) for e in sidecar.outbox])
+            self._on_republish(sidecar)
             count += 1
         await self._store.run(self._epoch_file.write_text, epoch)
         await self._redis.delete(_REPUBLISH_LOCK)

@@ -15,6 +15,7 @@ import msgspec
 
 from shared import events
 from shared.events import LifecycleEvent, UploadProgress
+from shared.percent import percent_of
 from shared.times import rfc3339
 
 __all__ = ["Change", "ProgressState", "change_of", "fold", "from_fields", "move", "to_fields"]
@@ -70,11 +71,8 @@ class ProgressState(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def percentage(self) -> float:
         """Percent of the bytes; exactly 100.0 only when all are safe."""
-        if self.status == "completed":
-            return 100.0
-        if not self.total_bytes:
-            return 0.0
-        return min(round(100.0 * self.bytes_uploaded / self.total_bytes, 2), 99.99)
+        complete = self.status == "completed"
+        return percent_of(self.bytes_uploaded, self.total_bytes, complete=complete)
 
     @property
     def estimated_completion(self) -> str | None:

@@ -15,6 +15,7 @@ from services.ingest.handlers import (
 )
 from services.ingest.location import Locations
 from services.ingest.progress import ProgressReporter
+from services.ingest.records import GROUP, SessionRecords
 from services.ingest.settings import Settings
 from services.ingest.status import add_status_route
 from services.ingest.trimming import trim_events
@@ -25,7 +26,8 @@ from shared.lifecycle import background
 from shared.outbox import Outbox
 from shared.publisher import Publisher
 from shared.serve import HEALTH, new_application
-from shared.streams import connect
+from shared.stream_group import StreamGroup
+from shared.streams import connect, event_stream
 
 __all__ = ["create_app", "install"]
 
@@ -50,14 +52,27 @@ def install(app: web.Application, settings: Settings) -> None:
     writers = Writers(store)
 
     async def run(app: web.Application) -> AsyncIterator[None]:
-        redis = connect(settings.redis_url or "")
+        redis, grouping = (connect(settings.redis_url or "") for _ in range(2))
         publisher = Publisher(
             redis,
             partitions=settings.event_partitions,
             interval_s=settings.progress_update_interval,
         )
-        outbox = Outbox(store, publisher, redis, recent_s=float(settings.progress_ttl_seconds))
-        progress = ProgressReporter(publisher)
+        records = SessionRecords(redis, ttl_s=settings.upload_session_timeout_hours * 3600)
+        outbox = Outbox(
+            store,
+            publisher,
+            redis,
+            recent_s=float(settings.progress_ttl_seconds),
+            on_republish=records.recall,
+        )
+        progress = ProgressReporter(publisher, records)
+        group = StreamGroup(
+            grouping,
+            group=GROUP,
+            streams=[event_stream(p) for p in range(settings.event_partitions)],
+            handle=records.handle,
+        )
         app[UPLOADS] = Uploads(store, writers, outbox, progress, settings)
         app[HEALTH].can_serve["ingest.data_dir"] = store.is_writable
         app[HEALTH].degraded["ingest.redis"] = lambda: publisher.degraded
@@ -65,12 +80,15 @@ def install(app: web.Application, settings: Settings) -> None:
             background("publisher", publisher.run()),
             background("outbox", outbox.watch()),
             background("handover", writers.listen()),
+            background("records", records.run()),
+            background("deletions", group.run()),
             background("trimming", trim_events(redis, settings.event_partitions)),
         ):
             yield
         await publisher.drain(timeout_s=2.0)
         await outbox.close()
         await redis.aclose()
+        await grouping.aclose()
         store.close()
 
     async def let_go(_: web.Application) -> None:

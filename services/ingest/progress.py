@@ -10,6 +10,7 @@ import asyncio
 import time
 from typing import Final
 
+from services.ingest.records import SessionRecords
 from services.ingest.speed import SpeedMeter
 from shared.events import UploadProgress
 from shared.publisher import Publisher
@@ -25,8 +26,9 @@ _REST_S: Final = 2.0
 class ProgressReporter:
     """Reports positions of the uploads that this process receives."""
 
-    def __init__(self, publisher: Publisher) -> None:
+    def __init__(self, publisher: Publisher, records: SessionRecords) -> None:
         self._publisher: Final = publisher
+        self._records: Final = records
         self._meters: Final[dict[str, SpeedMeter]] = {}
         self._resting: Final[dict[str, asyncio.TimerHandle]] = {}
 
@@ -50,13 +52,18 @@ class ProgressReporter:
             _REST_S, self._rest, sidecar, offset
         )
 
-    def forget(self, upload_id: str) -> None:
-        """Drop what is kept of an upload that has ended."""
+    def changed(self, sidecar: Sidecar, offset: int) -> None:
+        """Note a durable change, which has an event of its own; an end is the last one."""
+        self._records.note(sidecar, offset)
+        if sidecar.status != "created":
+            self._forget(sidecar.upload_id)
+
+    def _forget(self, upload_id: str) -> None:
         self._stay_awake(upload_id)
         self._meters.pop(upload_id, None)
 
     def _rest(self, sidecar: Sidecar, offset: int) -> None:
-        self.forget(sidecar.upload_id)
+        self._forget(sidecar.upload_id)
         self._report(sidecar, offset, 0.0)
 
     def _stay_awake(self, upload_id: str) -> None:
@@ -65,6 +72,7 @@ class ProgressReporter:
             timer.cancel()
 
     def _report(self, sidecar: Sidecar, offset: int, speed: float) -> None:
+        self._records.note(sidecar, offset)
         self._publisher.progress(
             UploadProgress(
                 upload_id=sidecar.upload_id,

@@ -14,6 +14,7 @@ from services.ingest.handlers import UPLOADS
 from shared.blobs.store import Stored, UploadNotFound
 from shared.errors import NotFound
 from shared.identity import principal_of
+from shared.percent import percent_of
 from shared.times import rfc3339
 from shared.web import json_response
 
@@ -63,16 +64,10 @@ def status_of(stored: Stored) -> UploadStatus:
     return UploadStatus(
         token=sidecar.upload_id,
         status=ended or ("uploading" if stored.offset else "created"),  # type: ignore[arg-type]
-        progress=_percent(stored.offset, size, complete=sidecar.status == "completed"),
+        progress=percent_of(stored.offset, size, complete=sidecar.status == "completed"),
         offset=stored.offset,
         size=size,
         created_at=rfc3339(sidecar.facts.created_at),
         updated_at=rfc3339(max(updated_at, sidecar.facts.created_at)),
         completed_at=None if completed_at is None else rfc3339(completed_at),
     )
-
-
-def _percent(offset: int, size: int | None, *, complete: bool) -> float:
-    if complete:
-        return 100.0
-    return min(round(100.0 * offset / size, 2), 99.99) if size else 0.0

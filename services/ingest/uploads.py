@@ -132,6 +132,7 @@ class Uploads:
             outbox=(UploadCreated(upload_id=upload_id, seq=1, at=now, upload=facts),),
         )
         self._outbox.announce(sidecar, await self.store.create(sidecar))
+        self._progress.changed(sidecar, 0)
         return sidecar
 
     async def append(self, lease: Lease, body: RequestBody, room: int | None) -> Ended:
@@ -189,8 +190,8 @@ class Uploads:
             redirect_url=f"/dashboard/videos/{sidecar.upload_id}/results",
         )
         done = sidecar.after("completed", event, completed_at=now)
-        self._progress.forget(sidecar.upload_id)
         self._outbox.announce(done, await writer.finish(done))
+        self._progress.changed(done, writer.offset)
         COMPLETED.inc()
 
     async def terminate(self, writer: BlobWriter) -> None:
@@ -204,5 +205,5 @@ class Uploads:
             offset=writer.offset,
         )
         tombstone = sidecar.after("cancelled", event)
-        self._progress.forget(sidecar.upload_id)
         self._outbox.announce(tombstone, await writer.bury(tombstone))
+        self._progress.changed(tombstone, writer.offset)

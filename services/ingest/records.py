@@ -1,0 +1,127 @@
+"""Session records in Redis, ``upload:{id}``, for those who read them there (seed document 001).
+
+Copies, not the truth: written behind the answers, newest wins, and rebuilt from the sidecars
+when Redis has lost its memory. While Redis is away nothing waits for them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+import msgspec
+import structlog
+from redis.asyncio import Redis
+
+from shared import events
+from shared.percent import percent_of
+from shared.sidecar import Sidecar
+from shared.stream_group import GroupEntry
+from shared.streams import REDIS_FAILURES, Command, pipelined
+from shared.times import now_ms, rfc3339
+
+__all__ = ["GROUP", "SessionRecords", "record_of"]
+
+log = structlog.stdlib.get_logger(__name__)
+
+GROUP: Final = "ingest"
+_TICK_S: Final = 0.5
+_PENDING_LIMIT: Final = 50_000
+_BATCH: Final = 500
+
+_encoder: Final = msgspec.json.Encoder()
+
+
+class _Pending(NamedTuple):
+    sidecar: Sidecar
+    offset: int
+    at: int
+
+
+def record_of(sidecar: Sidecar, offset: int, at: int) -> dict[str, str]:
+    """Return the fields of a record. Times are RFC 3339, UTC; sizes are bytes."""
+    facts, completed_at = sidecar.facts, sidecar.completed_at
+    status = sidecar.status
+    return {
+        "status": "uploading" if status == "created" and offset else status,
+        "progress": str(percent_of(offset, facts.size, complete=status == "completed")),
+        "offset": str(offset),
+        "size": "" if facts.size is None else str(facts.size),
+        "created_at": rfc3339(facts.created_at),
+        "updated_at": rfc3339(max(at, facts.created_at)),
+        "completed_at": "" if completed_at is None else rfc3339(completed_at),
+        "user_id": facts.user_id,
+        "tenant": facts.tenant,
+        "username": sidecar.username,
+        "filename": facts.filename,
+        "content_type": facts.content_type,
+        "upload_options": _encoder.encode(facts.metadata).decode(),
+    }
+
+
+class SessionRecords:
+    """Writes the records behind the requests.
+
+    Args:
+        redis: Client made by ``shared.streams.connect``.
+        ttl_s: How long a record outlives its last change.
+
+    """
+
+    def __init__(self, redis: Redis, *, ttl_s: float) -> None:
+        self._redis: Final = redis
+        self._ttl_s: Final = int(ttl_s)
+        self._pending: Final[dict[str, _Pending]] = {}
+
+    def recall(self, sidecar: Sidecar) -> None:
+        """Write the record of a finished upload again, after Redis has lost it.
+
+        Unfinished ones get theirs with the next byte: how far they are is not in the sidecar.
+        """
+        if sidecar.status == "completed":
+            self.note(sidecar, sidecar.size or 0)
+
+    def note(self, sidecar: Sidecar, offset: int) -> None:
+        """Have a record written soon; returns at once."""
+        if len(self._pending) < _PENDING_LIMIT or sidecar.upload_id in self._pending:
+            self._pending[sidecar.upload_id] = _Pending(sidecar, offset, now_ms())
+
+    async def run(self) -> None:
+        """Write what is pending, now and then, forever."""
+        while True:
+            await asyncio.sleep(_TICK_S)
+            while self._pending:
+                batch = [self._pending[one] for one in list(self._pending)[:_BATCH]]
+                try:
+                    await pipelined(self._redis, [c for one in batch for c in self._write(one)])
+                except REDIS_FAILURES as exc:
+                    log.debug("records_not_written", count=len(batch), error=repr(exc))
+                    break
+                for one in batch:
+                    if self._pending.get(one.sidecar.upload_id) is one:
+                        del self._pending[one.sidecar.upload_id]
+
+    def _write(self, pending: _Pending) -> list[Command]:
+        key = f"upload:{pending.sidecar.upload_id}"
+        if pending.sidecar.is_gone:
+            return [("DEL", key)]
+        fields = record_of(*pending)
+        flat = [part for pair in fields.items() for part in pair]
+        return [("HSET", key, *flat), ("EXPIRE", key, self._ttl_s)]
+
+    async def handle(self, batch: Sequence[GroupEntry]) -> None:
+        """Drop the records of files that storage has deleted.
+
+        Raises:
+            MalformedEvent, UnknownEvent: An entry is not as the contract says.
+
+        """
+        gone = []
+        for entry in batch:
+            event = events.decode(entry.fields.get(b"d", b""))
+            if isinstance(event, events.FileDeleted):
+                self._pending.pop(event.upload_id, None)
+                gone.append(event.upload_id)
+        if gone:
+            await pipelined(self._redis, [("DEL", f"upload:{one}") for one in gone])
