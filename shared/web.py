@@ -51,13 +51,13 @@ def json_response(
 
 @web.middleware
 async def _account(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Give the request an id, bind it to the logs, and write one line when it is done."""
+    """Give the request an id, bind ids to its logs, and write one line when it is done."""
     given = request.headers.get("X-Request-ID", "")
     request_id = given if _ID_FORM.fullmatch(given) else uuid.uuid4().hex
     request[_REQUEST_ID] = request_id
     started = time.perf_counter()
     status = 500
-    with structlog.contextvars.bound_contextvars(request_id=request_id):
+    with structlog.contextvars.bound_contextvars(request_id=request_id, **_subject(request)):
         try:
             response = await handler(request)
             status = response.status
@@ -74,13 +74,16 @@ async def _account(request: web.Request, handler: Handler) -> web.StreamResponse
                 path=request.path,
                 status=status,
                 ms=round(seconds * 1000, 1),
-                **_bound_ids(request),
             )
 
 
-def _bound_ids(request: web.Request) -> dict[str, str]:
-    upload_id = request.match_info.get("upload_id")
-    return {"upload_id": upload_id} if upload_id else {}
+_ID_NAMES: Final = ("upload_id", "session_id", "file_id", "token")
+"""One id has these names in paths; in logs it is always ``upload_id``."""
+
+
+def _subject(request: web.Request) -> dict[str, str]:
+    found = [request.match_info[name] for name in _ID_NAMES if name in request.match_info]
+    return {"upload_id": found[0][:64]} if found else {}
 
 
 async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:

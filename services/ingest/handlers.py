@@ -9,7 +9,6 @@ from typing import Final
 
 import structlog
 from aiohttp import web
-from structlog.contextvars import bound_contextvars
 
 from services.ingest import tus
 from services.ingest.errors import BodyStalled, Gone, Locked
@@ -55,24 +54,23 @@ async def add_tus_header(request: web.Request, response: web.StreamResponse) -> 
 
 
 def speaks_tus(handler: TusHandler) -> TusHandler:
-    """Bind the upload's id to the logs, and turn refusals into tus's short text answers."""
+    """Turn refusals into tus's short text answers."""
 
     @wraps(handler)
     async def wrapped(request: web.Request) -> web.StreamResponse:
-        with bound_contextvars(upload_id=request.match_info.get("upload_id", "")):
-            try:
-                return await handler(request)
-            except UploadNotFound:
-                return _refusal(NotFound("There is no such upload."))
-            except SidecarDamaged as exc:
-                log.error("sidecar_damaged", error=str(exc))
-                return _refusal(ApiError("The record of this upload is damaged."))
-            except ApiError as exc:
-                return _refusal(exc)
-            except OSError as exc:
-                if isinstance(exc, ConnectionError):
-                    raise
-                return _refusal(disk_error(exc))
+        try:
+            return await handler(request)
+        except UploadNotFound:
+            return _refusal(NotFound("There is no such upload."))
+        except SidecarDamaged as exc:
+            log.error("sidecar_damaged", error=str(exc))
+            return _refusal(ApiError("The record of this upload is damaged."))
+        except ApiError as exc:
+            return _refusal(exc)
+        except ConnectionError:
+            raise  # the client has gone
+        except OSError as exc:
+            return _refusal(disk_error(exc))
 
     return wrapped
 
@@ -122,6 +120,7 @@ async def create_upload(request: web.Request) -> web.StreamResponse:
         sidecar.upload_id, headers=request.headers, scheme=request.scheme, peer=request.remote
     )
     headers = {"Location": location}
+    log.info("upload_created", upload_id=sidecar.upload_id, size=creation.size)
     if with_piece or creation.size == 0:
         async with uploads.writers.writing(sidecar.upload_id) as lease:
             await _receive(request, lease, provided=0)

@@ -193,6 +193,7 @@ class Uploads:
         self._outbox.announce(done, await writer.finish(done))
         self._progress.changed(done, writer.offset)
         COMPLETED.inc()
+        log.info("upload_completed", upload_id=sidecar.upload_id, size=writer.offset)
 
     async def terminate(self, writer: BlobWriter) -> None:
         """End an upload, finished or not, and remove its bytes (items 85 to 88)."""

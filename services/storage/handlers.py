@@ -51,18 +51,16 @@ def add_storage_routes(router: web.UrlDispatcher) -> None:
 def _explains_failures(handler: Handler) -> Handler:
     @wraps(handler)
     async def wrapped(request: web.Request) -> web.StreamResponse:
-        file_id = request.match_info["file_id"]
-        with structlog.contextvars.bound_contextvars(upload_id=file_id):
-            try:
-                return await handler(request)
-            except SidecarDamaged as exc:
-                log.error("sidecar_damaged", error=str(exc))
-                raise ApiError("The record of this file is damaged.") from None
-            except OSError as exc:
-                if isinstance(exc, ConnectionError):
-                    raise
-                log.error("disk_failed", error=repr(exc))
-                raise Unavailable("The store failed.") from None
+        try:
+            return await handler(request)
+        except SidecarDamaged as exc:
+            log.error("sidecar_damaged", error=str(exc))
+            raise ApiError("The record of this file is damaged.") from None
+        except ConnectionError:
+            raise  # the client has gone
+        except OSError as exc:
+            log.error("disk_failed", error=repr(exc))
+            raise Unavailable("The store failed.") from None
 
     return wrapped
 
