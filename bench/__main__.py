@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -24,6 +26,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, metavar="FILE.md", help="also write the page here")
     options = parser.parse_args()
     chosen = list(_BENCHMARKS) if options.what == "all" else [options.what]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers end with us
     facts = machine.facts()
     machine.pin(machine.LOAD_CORE)
     machine.raise_file_limit()

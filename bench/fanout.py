@@ -79,7 +79,7 @@ def report(repeat: int) -> str:
     with scratch() as directory:
         payload = directory / "payload"
         payload.write_bytes(asyncio.run(_one_frame()))
-        c_bound = compiled("bounds/fanout.c", "bench.bounds.fanout")
+        c_bound = compiled("bounds/fanout.c", "bench.bounds.fanout", directory)
         aiohttp_bound = (sys.executable, "-m", "bench.bounds.send_str")
         subjects: dict[str, Callable[[], _Run]] = {
             "bound: one `send()` a frame": partial(_bound, c_bound, payload),

@@ -20,13 +20,12 @@ _SOURCES: Final = ROOT / "bench"
 
 
 @functools.cache
-def compiled(source: str, module: str) -> Sequence[str]:
-    """Return the command of a program: from C where there is a compiler, else from Python."""
+def compiled(source: str, module: str, directory: Path) -> Sequence[str]:
+    """Return the command of a program: built from C into the directory, else from Python."""
     compiler = shutil.which("cc")
     if compiler is None:
         return (sys.executable, "-m", module)
-    program = ROOT / "var" / "bench" / Path(source).stem
-    program.parent.mkdir(parents=True, exist_ok=True)
+    program = directory / Path(source).stem
     subprocess.run([compiler, "-O2", "-o", program, _SOURCES / source], check=True)
     return (str(program),)
 
@@ -61,7 +60,8 @@ def opened(port: int, path: str, sockets: int, directory: Path) -> Iterator[Load
     """
     file = directory / "counts"
     file.write_bytes(bytes(8 * (2 + sockets)))
-    argv = [*compiled("sockets.c", "bench.sockets"), str(port), path, str(sockets), str(file)]
+    program = compiled("sockets.c", "bench.sockets", directory)
+    argv = [*program, str(port), path, str(sockets), str(file)]
     process = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE)
     try:
         if process.stdout is None or process.stdout.readline().strip() != b"ready":

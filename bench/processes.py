@@ -36,6 +36,8 @@ class Server(NamedTuple):
 
     pid: int
     port: int
+    redis_pid: int = 0
+    """Process of the Redis that it alone uses; 0 if there is none."""
 
 
 @contextlib.contextmanager
@@ -46,6 +48,10 @@ def scratch() -> Iterator[Path]:
     """
     parent = ROOT / "var" / "bench"
     parent.mkdir(parents=True, exist_ok=True)
+    if chattr := shutil.which("chattr"):
+        # ext4 then puts each new directory into another part of the disk: deleting the files
+        # of one run would slow down the creation of the next one's beside them.
+        subprocess.run([chattr, "+T", parent], capture_output=True, check=False)
     path = Path(tempfile.mkdtemp(dir=parent))
     try:
         yield path

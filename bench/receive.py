@@ -22,7 +22,6 @@ from bench.machine import cpu_seconds, forget_peak, peak_bytes, resident_bytes, 
 from bench.processes import Server, free_port, scratch, started
 from bench.tus_servers import TusServer, ingest, peers, why_absent
 from bench.wire import Connection
-from services.embedded_redis import embedded_redis
 
 __all__ = ["report"]
 
@@ -39,9 +38,9 @@ class _Run(NamedTuple):
 
 def report(repeat: int) -> str:
     """Measure all subjects in turn, ``repeat`` times; return the Markdown section."""
-    with _payload() as payload, scratch() as redis_dir, embedded_redis(redis_dir) as redis_url:
+    with _payload() as payload:
         bound = TusServer("bound: recv, write, one fdatasync", _bound, "")
-        subjects = [bound, ingest(redis_url), *peers()]
+        subjects = [bound, ingest(), *peers()]
         runs: dict[str, list[_Run]] = {one.name: [] for one in subjects}
         _measure(bound, payload)  # memory that a virtual machine uses anew is slow once
         for _ in range(repeat):

@@ -12,7 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from redis import Redis
+
 from bench.processes import ROOT, Server, free_port, service, started
+from services.embedded_redis import embedded_redis
 
 __all__ = ["TusServer", "ingest", "peers", "why_absent"]
 
@@ -28,11 +31,10 @@ class TusServer(NamedTuple):
     """Path at which uploads are created; empty if a PATCH to any path will do."""
 
 
-def ingest(redis_url: str, settings: Mapping[str, str] | None = None) -> TusServer:
-    """Return ours, with settings other than the defaults as part of its name."""
+def ingest(settings: Mapping[str, str] | None = None) -> TusServer:
+    """Return ours with a new Redis, its changed settings as part of its name."""
     name = ", ".join(["ingest", *(f"`{k}={v}`" for k, v in (settings or {}).items())])
-    start = partial(service, "ingest", redis_url, settings=settings)
-    return TusServer(name, start, "/api/v1/uploads")
+    return TusServer(name, partial(_ingest, settings), "/api/v1/uploads")
 
 
 def peers() -> list[TusServer]:
@@ -53,6 +55,14 @@ def why_absent() -> str:
         if subprocess.run(command, cwd=_PEERS, capture_output=True, check=False).returncode:
             return "`@tus/server` was left out: `npm ci` failed."
     return ""
+
+
+@contextlib.contextmanager
+def _ingest(settings: Mapping[str, str] | None, directory: Path) -> Iterator[Server]:
+    with embedded_redis(directory) as url, Redis.from_url(url) as redis:
+        redis_pid = int(redis.info("server")["process_id"])
+        with service("ingest", url, directory, settings) as server:
+            yield server._replace(redis_pid=redis_pid)
 
 
 @contextlib.contextmanager

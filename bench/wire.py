@@ -5,6 +5,7 @@ Reads answers only as far as the next request requires. Not a client for anythin
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Mapping
@@ -58,9 +59,9 @@ class Connection:
         headers = {**_BODY, "Content-Length": str(size)}
         self._socket.sendall(self._head("PATCH", path, headers))
         done = 0
-        while done < size:
-            sent = os.sendfile(self._socket.fileno(), fd, done, size - done)
-            done += sent
+        with contextlib.suppress(ConnectionError):  # refused half-way: the answer says why
+            while done < size:
+                done += os.sendfile(self._socket.fileno(), fd, done, size - done)
         _expect(self._answer(), 204, f"PATCH {path}")
 
     def _head(self, method: str, path: str, headers: Mapping[str, str]) -> bytes:
@@ -69,7 +70,10 @@ class Connection:
         return "\r\n".join([*lines, "", ""]).encode()
 
     def _answer(self) -> Answer:
-        status = int(self._reader.readline().split()[1])
+        first = self._reader.readline()
+        if not first:
+            raise SystemExit("the server closed the connection without an answer")
+        status = int(first.split()[1])
         headers: dict[str, str] = {}
         while line := self._reader.readline().strip():
             name, _, value = line.decode("latin-1").partition(":")
