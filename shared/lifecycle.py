@@ -15,6 +15,8 @@ __all__ = ["TaskSet", "background", "stop_process"]
 
 log = structlog.stdlib.get_logger(__name__)
 
+_CANCEL_AGAIN_S: Final = 0.5
+
 
 def stop_process() -> None:
     """Ask this process to shut down in good order."""
@@ -31,18 +33,29 @@ async def background(
     it stops as a whole and its supervisor starts a fresh one.
     """
 
+    stopping = False
+
     def notice_death(task: asyncio.Task[None]) -> None:
-        if not task.cancelled():
-            log.critical("background_job_died", job=name, exc_info=task.exception())
+        if task.cancelled():
+            return
+        failure = task.exception()
+        if not stopping:
+            log.critical("background_job_died", job=name, exc_info=failure)
             on_death()
+        elif failure is not None:
+            log.error("background_job_failed_at_its_end", job=name, exc_info=failure)
 
     task = asyncio.create_task(job, name=name)  # noqa: TID251 - the one place
     task.add_done_callback(notice_death)
     try:
         yield
     finally:
-        task.cancel()
-        await asyncio.wait([task])
+        stopping = True
+        # Once is not enough: before Python 3.12 asyncio.wait_for, which redis-py sends every
+        # command with, swallows a cancellation that comes just as the sending ends.
+        while not task.done():
+            task.cancel()
+            await asyncio.wait([task], timeout=_CANCEL_AGAIN_S)
 
 
 class TaskSet:

@@ -2,9 +2,9 @@
 
 A state change writes its event into the sidecar, with a marker that it is due. ``announce``
 publishes it and takes the marker away. A crash, a full queue or an outage leaves the marker,
-and ``watch`` finds it. When Redis has lost its memory (wiped, swapped for an empty one),
-``watch`` notices that its epoch has changed and publishes the outboxes of all live and recent
-uploads again. Readers drop what they have by ``seq``.
+and ``watch`` finds it. When Redis may have lost what it had (wiped, restarted, failed over,
+swapped for another one), ``watch`` notices that its epoch has changed and publishes the
+outboxes of all live and recent uploads again. Readers drop what they have by ``seq``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -27,7 +28,7 @@ from shared.events import FileDeleted, LifecycleEvent, UploadCancelled, UploadEx
 from shared.lifecycle import TaskSet
 from shared.publisher import Publisher
 from shared.sidecar import Sidecar, SidecarDamaged
-from shared.streams import REDIS_FAILURES, command
+from shared.streams import REDIS_FAILURES, pipelined
 
 __all__ = ["Outbox"]
 
@@ -37,6 +38,7 @@ _EPOCH_KEY: Final = "ingest:epoch"
 _REPUBLISH_LOCK: Final = "ingest:epoch:lock"
 _REPUBLISH_LOCK_MS: Final = 60_000
 _EPOCH_CHECK_S: Final = 1.0
+_PUBLISHING_S: Final = 0.05
 _SWEEP_S: Final = 15.0
 _LAST_EVENTS: Final = (UploadCancelled, UploadExpired, FileDeleted)
 """After these nothing is left of an upload but its tombstone, kept until they are published."""
@@ -70,14 +72,27 @@ class Outbox:
         self._recent_s: Final = recent_s
         self._on_republish: Final = on_republish
         self._epoch_file: Final[Path] = store.root / "epoch"
+        self._queued: Final[Counter[Due]] = Counter()
+        """Handed over, and its marker not removed yet. An outage must not fill the queue with
+        repeats, nor a quick upload have each event published twice."""
         self._tasks: Final = TaskSet("outbox")
 
     def announce(self, sidecar: Sidecar, due: Iterable[Due]) -> None:
-        """Publish the events of ``sidecar`` that are due, oldest first; returns at once."""
-        wanted = {one.seq for one in due}
+        """Publish the events of ``sidecar`` that are due, oldest first; returns at once.
+
+        Those that wait for the publisher already are not handed over again.
+        """
+        wanted = set(due) - self._queued.keys()
         for event in sidecar.outbox:
-            if event.seq in wanted:
-                self._publisher.lifecycle(event, partial(self._published, event))
+            if Due(event.upload_id, event.seq) in wanted:
+                self._publish(event)
+
+    def _publish(self, event: LifecycleEvent) -> bool:
+        """Hand an event over; return whether there was room for it."""
+        if not self._publisher.lifecycle(event, partial(self._published, event)):
+            return False
+        self._queued[Due(event.upload_id, event.seq)] += 1
+        return True
 
     def _published(self, event: LifecycleEvent) -> None:
         last = isinstance(event, _LAST_EVENTS)
@@ -88,6 +103,10 @@ class Outbox:
             await self._store.mark_published(due, last=last)
         except OSError as exc:  # it will be published once more: harmless
             log.warning("marker_not_removed", upload_id=due.upload_id, error=repr(exc))
+        finally:
+            self._queued[due] -= 1
+            if not self._queued[due]:
+                del self._queued[due]
 
     async def watch(self) -> None:
         """Sweep what is due and look for a Redis that forgot, forever."""
@@ -114,23 +133,28 @@ class Outbox:
             by_upload.setdefault(one.upload_id, []).append(one)
         for upload_id, due in by_upload.items():
             try:
-                sidecar = await self._store.run(self._store.load, upload_id)
-            except UploadNotFound:
-                for one in due:
-                    await self._mark(one, last=False)
-            except SidecarDamaged as exc:
-                log.error("sidecar_damaged", upload_id=upload_id, error=str(exc))
-            else:
-                if sidecar.is_gone:
-                    await self._store.remove_bytes(upload_id)  # a crash may have left them
-                self.announce(sidecar, due)
+                await self._make_up_for(upload_id, due)
+            except (SidecarDamaged, OSError) as exc:  # the others are still to be published
+                log.error("outbox_not_swept", upload_id=upload_id, error=repr(exc))
         return len(by_upload)
+
+    async def _make_up_for(self, upload_id: str, due: Sequence[Due]) -> None:
+        try:
+            sidecar = await self._store.run(self._store.load, upload_id)
+        except UploadNotFound:
+            await self._store.remove_unborn(upload_id, due)
+            return
+        if sidecar.is_gone:
+            await self._store.remove_bytes(upload_id)  # a crash may have left them
+        self.announce(sidecar, due)
 
     async def check_epoch(self) -> bool:
         """Publish everything again if Redis is not the one that has it; return whether so.
 
-        The epoch is a random word in Redis, and the last one that was served stands beside
-        the blobs: it differs after a wipe, and when another Redis is plugged in.
+        The epoch is a random word in Redis with the id of the server's process, and the last
+        one that was served stands beside the blobs. It differs after a wipe, when another
+        Redis is plugged in, and after a restart or a failover: they may have lost the last
+        events that were acknowledged.
         """
         epoch = await self._epoch()
         if epoch == await self._store.run(self._known_epoch):
@@ -138,22 +162,41 @@ class Outbox:
         lock = await self._redis.set(_REPUBLISH_LOCK, epoch, nx=True, px=_REPUBLISH_LOCK_MS)
         if not lock:  # another process is at it; if it dies, the lock runs out
             return False
-        count = 0
+        # Whoever had the lock before may have done it since we looked.
+        is_new = epoch != await self._store.run(self._known_epoch)
+        if is_new:
+            count = await self._publish_again()
+            await self._store.run(self._epoch_file.write_text, epoch)
+            log.info("outboxes_published_again", uploads=count, epoch=epoch)
+        await self._redis.delete(_REPUBLISH_LOCK)
+        return is_new
+
+    async def _publish_again(self) -> int:
+        """Publish the outboxes of live and recent uploads; return when all is written.
+
+        Not before: there are no markers for what had been published, so a crash that empties
+        the queue must leave the epoch as it was.
+        """
+        count, handed_over = 0, set[Due]()
         async for sidecar in self._store.survey(recent_s=self._recent_s):
-            self.announce(sidecar, [Due(sidecar.upload_id, e.seq) for e in sidecar.outbox])
+            for event in sidecar.outbox:
+                while not self._publish(event):
+                    await self._wait_for_publisher()
+                handed_over.add(Due(event.upload_id, event.seq))
             self._on_republish(sidecar)
             count += 1
-        await self._store.run(self._epoch_file.write_text, epoch)
-        await self._redis.delete(_REPUBLISH_LOCK)
-        log.info("outboxes_published_again", uploads=count, epoch=epoch)
-        return True
+        while handed_over & self._queued.keys():
+            await self._wait_for_publisher()
+        return count
+
+    async def _wait_for_publisher(self) -> None:
+        await asyncio.sleep(_PUBLISHING_S)
+        await self._redis.pexpire(_REPUBLISH_LOCK, _REPUBLISH_LOCK_MS)
 
     async def _epoch(self) -> str:
-        fresh = uuid.uuid4().hex
-        if await self._redis.set(_EPOCH_KEY, fresh, nx=True):
-            return fresh
-        found = await command(self._redis, "GET", _EPOCH_KEY)
-        return found.decode() if found else await self._epoch()
+        await self._redis.set(_EPOCH_KEY, uuid.uuid4().hex, nx=True)
+        word, server = await pipelined(self._redis, [("GET", _EPOCH_KEY), ("INFO", "server")])
+        return f"{word.decode() if word else ''}.{server['run_id']}"
 
     def _known_epoch(self) -> str:
         with contextlib.suppress(FileNotFoundError):

@@ -11,12 +11,13 @@ Order: the events of one upload are written in the order in which they were hand
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import secrets
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import structlog
 from prometheus_client import Counter, Gauge
@@ -80,6 +81,7 @@ class Publisher:
         self._queue: Final[deque[_Waiting]] = deque()
         self._positions: Final[dict[str, UploadProgress]] = {}
         self._next_at: Final[dict[str, float]] = {}
+        self._forget_at = 0.0
         self._wake: Final = asyncio.Event()
         self.degraded = False
         """Whether the last write failed: Redis is away, or refuses to write."""
@@ -102,9 +104,10 @@ class Publisher:
 
     def progress(self, position: UploadProgress) -> None:
         """Offer a position; it replaces one of the same upload that still waits."""
-        self._positions[position.upload_id] = position
-        if position.upload_id not in self._next_at:
+        is_alone = not self._positions  # then the writer sleeps without a tick
+        if is_alone or position.upload_id not in self._next_at:
             self._wake.set()
+        self._positions[position.upload_id] = position
 
     async def run(self) -> None:
         """Write what is queued, forever. Cancel it to stop; then call ``drain``."""
@@ -129,20 +132,20 @@ class Publisher:
                 self.degraded = False
 
     async def drain(self, timeout_s: float) -> None:
-        """Try to write what still waits; what fails stays in the outboxes."""
+        """Try to write what still waits, due or not; events that fail stay in the outboxes."""
+        self._next_at.clear()
         try:
             async with asyncio.timeout(timeout_s):
-                while self._queue:
+                while self._queue or self._positions:
                     await self._flush()
         except (TimeoutError, *REDIS_FAILURES) as exc:
             log.warning("bus_not_drained", left=len(self._queue), error=repr(exc))
 
     async def _wait_for_work(self) -> None:
         """Return at once for a lifecycle event or a first position, else after a tick."""
+        self._forget_quiet_uploads()
         if self._queue:
             return
-        if not self._positions:
-            self._forget_quiet_uploads()
         try:
             async with asyncio.timeout(_TICK_S if self._positions else None):
                 await self._wake.wait()
@@ -151,32 +154,52 @@ class Publisher:
         self._wake.clear()
 
     def _forget_quiet_uploads(self) -> None:
+        """Drop what is kept of uploads that pause: not all of them end with an event."""
         now = time.monotonic()
-        for one in [one for one, at in self._next_at.items() if at < now]:
-            del self._next_at[one]
+        if now >= self._forget_at:
+            self._forget_at = now + self._interval_s
+            for one in [one for one, at in self._next_at.items() if at < now]:
+                del self._next_at[one]
 
     async def _flush(self) -> None:
-        batch = [self._queue[i] for i in range(min(_BATCH, len(self._queue)))]
+        batch = list(itertools.islice(self._queue, _BATCH))
         positions = self._take_due_positions()
         WAITING.set(len(self._queue))
         if not batch and not positions:
             return
         try:
-            await self._write([one.event for one in batch], positions)
-        except ResponseError:
-            # Redis answered, but refuses (out of memory, read only). Positions are worth
-            # nothing later, so they are not what a crowded Redis is asked to take again.
-            raise
+            replies = await self._write([one.event for one in batch], positions)
         except BaseException:
             for one in positions:
                 self._positions.setdefault(one.upload_id, one)
             raise
-        for waiting in batch:
-            self._queue.popleft()
-            waiting.published()
-        WAITING.set(len(self._queue))
-        PUBLISHED.labels("events").inc(len(batch))
+        self._settle(batch, replies)
+        refusal = next((one for one in replies if isinstance(one, ResponseError)), None)
+        if refusal is not None:
+            # Redis answered, but refuses (out of memory, read only). Positions are worth
+            # nothing later, so they are not what a crowded Redis is asked to take again.
+            raise refusal
         PUBLISHED.labels("progress").inc(len(positions))
+
+    def _settle(self, batch: list[_Waiting], replies: list[Any]) -> None:
+        """Let go of the events that were written; those refused keep their place.
+
+        So does what follows a refused event of the same upload, even if it was written: it
+        is written again, after the one that it must not overtake.
+        """
+        for _ in batch:
+            self._queue.popleft()
+        refused: dict[str, list[_Waiting]] = {}
+        for waiting, reply in zip(batch, replies, strict=False):  # positions come after them
+            upload_id = waiting.event.upload_id
+            if isinstance(reply, ResponseError) or upload_id in refused:
+                refused.setdefault(upload_id, []).append(waiting)
+            else:
+                waiting.published()
+        kept = [waiting for of_upload in refused.values() for waiting in of_upload]
+        self._queue.extendleft(reversed(kept))
+        WAITING.set(len(self._queue))
+        PUBLISHED.labels("events").inc(len(batch) - len(kept))
 
     def _take_due_positions(self) -> list[UploadProgress]:
         now = time.monotonic()
@@ -188,7 +211,8 @@ class Publisher:
 
     async def _write(
         self, lifecycle: list[LifecycleEvent], positions: list[UploadProgress]
-    ) -> None:
+    ) -> list[Any]:
+        """Return Redis's replies, those to the events first; a refusal is among them."""
         commands: list[Command] = []
         for event in lifecycle:
             stream = event_stream(partition_of(event.upload_id, self._partitions))
@@ -205,4 +229,4 @@ class Publisher:
             fields = pack_positions(self._producer, self._numbers[partition], chosen)
             commands.append(("XADD", stream, "MINID", "~", horizon, "*", *fields))
             commands.append(("EXPIRE", stream, _PROGRESS_KEY_TTL_S))
-        await pipelined(self._redis, commands)
+        return await pipelined(self._redis, commands, raise_on_error=False)

@@ -46,6 +46,10 @@ _EXPOSED: Final = (
     *("Accept-Ranges", "Last-Modified"),
 )
 
+_IDLE_S: Final = 75.0
+"""How long a connection may stay without a whole request head. Longer than an ingress keeps
+an idle connection (60 s), and not aiohttp's hour, which half a head could hold (item 177)."""
+
 S = TypeVar("S", bound=CommonSettings)
 
 
@@ -93,12 +97,16 @@ async def serve(
     runner = web.AppRunner(
         app,
         access_log=None,
+        keepalive_timeout=_IDLE_S,
         auto_decompress=False,  # a gzip bomb must stay small (security item 9)
         handle_signals=False,
         shutdown_timeout=settings.shutdown_timeout,
     )
     internal = web.AppRunner(
-        create_internal_application(app[HEALTH]), access_log=None, shutdown_timeout=1.0
+        create_internal_application(app[HEALTH]),
+        access_log=None,
+        keepalive_timeout=_IDLE_S,
+        shutdown_timeout=1.0,
     )
     try:
         await runner.setup()
@@ -136,11 +144,11 @@ async def _listen(runner: web.AppRunner, name: str, bind: str) -> None:
     host, port = bind_address(name, bind)
     try:
         await web.TCPSite(runner, host, port, backlog=1024).start()
-    except OSError as exc:
-        if exc.errno == errno.EADDRINUSE:
+    except (OSError, UnicodeError) as exc:  # UnicodeError: the host cannot be a name
+        if isinstance(exc, OSError) and exc.errno == errno.EADDRINUSE:
             reason = "the port is in use: stop the program that has it"
         else:
-            reason = f"cannot listen there ({exc.strerror or exc})"
+            reason = f"cannot listen there ({getattr(exc, 'strerror', None) or exc})"
         raise StartupError(f"{name}={bind}: {reason} or set {name}=host:port") from exc
 
 
@@ -159,6 +167,8 @@ async def _check_redis(url: str | None) -> None:
         ) from exc
     try:
         await redis.ping()
+    except (TypeError, ValueError) as exc:  # an option that redis-py does not know, or no host
+        raise StartupError(f"REDIS_URL={shown}: it cannot be used ({exc})") from exc
     except REDIS_FAILURES as exc:
         reason = (str(exc) or type(exc).__name__).splitlines()[0]
         raise StartupError(

@@ -98,7 +98,7 @@ def decode(content: bytes) -> Sidecar:
     """Return the record in an ``.info`` file.
 
     Raises:
-        SidecarDamaged: The content is cut short, not JSON, nested without end, or not a sidecar.
+        SidecarDamaged: The content is cut short, not JSON, or not a sidecar.
 
     """
     try:

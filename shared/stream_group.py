@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple
 
 import structlog
 from prometheus_client import Counter
+from redis import exceptions as redis_errors
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
@@ -40,6 +41,14 @@ _BATCH: Final = 200
 _DEAD_LETTERS: Final = 10_000
 _BACKOFF_S: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
 _FORGET_CONSUMER_MS: Final = 3_600_000
+
+_NOT_THE_ENTRY: Final = (
+    redis_errors.ConnectionError,
+    redis_errors.TimeoutError,
+    redis_errors.OutOfMemoryError,
+    redis_errors.ReadOnlyError,
+)
+"""What a handler raises when Redis cannot work at all: no entry is to blame for it."""
 
 HANDLED = Counter("group_entries_total", "Entries handled.", ["group"])
 DEAD = Counter("group_dead_letters_total", "Entries given up.", ["group"])
@@ -66,7 +75,8 @@ class StreamGroup:
         streams: Keys to read.
         handle: Handles a batch, or raises. It must be idempotent. When it raises for a batch,
             the entries are handed over one by one, so that one bad entry spoils no other.
-            ``MalformedEvent`` gives an entry up at once; ``UnknownEvent`` skips it.
+            ``MalformedEvent`` gives an entry up at once; ``UnknownEvent`` skips it. While
+            Redis is away or full, the batch is tried until it is back.
         min_idle_s: After so long without an answer an entry is claimed from its member.
             Longer than the slowest handling, or it is done twice.
         max_deliveries: Tries before an entry is given up.
@@ -91,6 +101,8 @@ class StreamGroup:
         self._max_deliveries: Final = max_deliveries
         self._consumer: Final = f"{socket.gethostname()}-{secrets.token_hex(4)}"
         self._next_claim = 0.0
+        self._in_hand: Sequence[GroupEntry] = ()
+        """Taken from the streams, but not done with: Redis went away meanwhile."""
 
     async def run(self) -> None:
         """Read and handle forever. Cancel it to stop; what is pending is claimed by others."""
@@ -101,12 +113,14 @@ class StreamGroup:
                 if not prepared:
                     await self.prepare()
                     prepared = True
+                await self._process(self._in_hand)
                 await self._claim_when_due()
                 await self._read()
                 failures = 0
             except ResponseError as exc:
                 # NOGROUP, UNBLOCKED: the streams were deleted under us (a wiped Redis).
-                log.warning("group_read_refused", group=self._group, error=str(exc))
+                if failures == 0:
+                    log.warning("group_read_refused", group=self._group, error=str(exc))
                 prepared = False
                 await self._pause(failures)
                 failures += 1
@@ -123,6 +137,10 @@ class StreamGroup:
             ("XGROUP", "CREATE", key, self._group, "0", "MKSTREAM") for key in self._streams
         ]
         for reply in await pipelined(self._redis, commands, raise_on_error=False):
+            # A full Redis makes no group, but lets those be read that are there. That must go
+            # on: what is not acknowledged cannot be trimmed.
+            if isinstance(reply, redis_errors.OutOfMemoryError):
+                continue
             if isinstance(reply, Exception) and "BUSYGROUP" not in str(reply):
                 raise reply
 
@@ -132,31 +150,38 @@ class StreamGroup:
 
     async def _read(self) -> None:
         keys = self._streams
+        until_claim_ms = int((self._next_claim - time.monotonic()) * 1000)
+        block_ms = min(max(until_claim_ms, 1), BLOCK_MS)  # 0 would be forever
         reply = await command(
             self._redis,
             *("XREADGROUP", "GROUP", self._group, self._consumer, "COUNT", _BATCH),
-            *("BLOCK", BLOCK_MS, "STREAMS", *keys, *([">"] * len(keys))),
+            *("BLOCK", block_ms, "STREAMS", *keys, *([">"] * len(keys))),
         )
         batch = [
             GroupEntry(key, entry_id, fields)
             for key, entries in entries_of(reply)
             for entry_id, fields in entries
         ]
-        if batch:
-            await self._process(batch)
+        await self._process(batch)
 
     async def _process(self, batch: Sequence[GroupEntry]) -> None:
-        """Handle and acknowledge; Redis's own failures go up and leave the rest pending."""
+        """Handle and acknowledge; when Redis goes away, the rest is kept for its return."""
+        self._in_hand = batch
+        if batch:
+            await self._handle_together(batch)
+        self._in_hand = ()
+
+    async def _handle_together(self, batch: Sequence[GroupEntry]) -> None:
         try:
             await self._handle(batch)
-        except REDIS_FAILURES:
+        except _NOT_THE_ENTRY:
             raise
         except Exception as exc:
             if len(batch) == 1:
                 await self._failed(batch[0], exc)
             else:
                 for entry in batch:
-                    await self._process([entry])
+                    await self._handle_together([entry])
             return
         await self._acknowledge(batch)
 
@@ -188,13 +213,10 @@ class StreamGroup:
         fields = [part for pair in entry.fields.items() for part in pair]
         where = ("stream", entry.stream, "id", entry.id, "reason", reason[:500])
         key = f"dead:{self._group}"
-        await pipelined(
-            self._redis,
-            [
-                ("XADD", key, "MAXLEN", "~", _DEAD_LETTERS, "*", *where, *fields),
-                ("XACK", entry.stream, self._group, entry.id),
-            ],
-        )
+        await command(
+            self._redis, "XADD", key, "MAXLEN", "~", _DEAD_LETTERS, "*", *where, *fields
+        )  # first and alone: a full Redis would refuse it, but not the acknowledgement
+        await command(self._redis, "XACK", entry.stream, self._group, entry.id)
         DEAD.labels(self._group).inc()
 
     async def _claim_when_due(self) -> None:
@@ -221,8 +243,11 @@ class StreamGroup:
             LOST.labels(self._group).inc(deleted)
             log.error("pending_entries_trimmed", group=self._group, stream=key, count=deleted)
         for raw in entries:
-            if raw is not None:  # Redis before 7 names trimmed entries so
-                await self._process([GroupEntry(key, *entry_of(raw))])
+            entry = GroupEntry(key, *entry_of(raw))
+            if await self._deliveries(entry) > self._max_deliveries:
+                await self._give_up(entry, "no member that had it came back with an answer")
+            else:
+                await self._process([entry])
 
     async def _forget_dead_consumers(self) -> None:
         """Remove members that have been silent for an hour and owe nothing."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
@@ -31,6 +32,8 @@ log = structlog.stdlib.get_logger(__name__)
 
 _BATCH: Final = 500
 _BACKOFF_S: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
+_LOOK_S: Final = 1.0
+_BEGINNING: Final = b"0-0"
 READ = Counter("tail_entries_total", "Stream entries read for fan-out.")
 
 
@@ -42,8 +45,9 @@ class StreamTail:
             not hold a connection that others wait for.
         streams: Keys to follow; they need not exist.
         on_entries: Called with a key and its new entries. Must not raise.
-        on_gap: Called after an outage, when entries may be missing or a failover has taken
-            the stream back. The positions are right again by then; states must be re-read.
+        on_gap: Called after an outage, when entries may be missing, and when a wipe or a
+            failover has taken a stream back. The positions are right again by then; states
+            must be re-read.
 
     """
 
@@ -60,6 +64,7 @@ class StreamTail:
         self._on_entries: Final = on_entries
         self._on_gap: Final = on_gap
         self._cursors: dict[str, bytes] = {}
+        self._next_look = 0.0
         self.connected = False
         """Whether the last read worked."""
 
@@ -68,6 +73,10 @@ class StreamTail:
 
         A concrete id, never ``$``: Redis resolves ``$`` again at every read, so entries added
         between two reads would be skipped.
+
+        Raises:
+            RedisError, OSError: Redis is away (``REDIS_FAILURES``).
+
         """
         newest = await self._newest()
         self._cursors = {key: (after or {}).get(key, newest[key]) for key in self._streams}
@@ -78,8 +87,10 @@ class StreamTail:
         failures = 0
         while True:
             try:
-                if failures:
-                    await self._resume()
+                # Not only after an outage: a wipe breaks no connection.
+                is_due = failures or time.monotonic() >= self._next_look
+                if is_due and (await self._look_back() or failures):
+                    self._on_gap()
                 await self._read()
             except REDIS_FAILURES as exc:
                 self.connected = False
@@ -104,22 +115,29 @@ class StreamTail:
             self._cursors[key] = entries[-1][0]
             READ.inc(len(entries))
             self._on_entries(key, entries)
-        await asyncio.sleep(0)  # a flood of entries must not starve the sockets
+            await asyncio.sleep(0)  # a flood of entries must not starve the sockets
 
-    async def _resume(self) -> None:
-        """Go on after an outage; ids that went backwards mean another history."""
+    async def _look_back(self) -> bool:
+        """Correct positions that are ahead of their stream; return whether one was.
+
+        Then it is another history: after a wipe, or a failover to a server that is behind.
+        """
         newest = await self._newest()
+        went_back = False
         for key, cursor in self._cursors.items():
             if entry_order(newest[key]) < entry_order(cursor):
-                log.warning("tail_went_back", stream=key, cursor=cursor, newest=newest[key])
                 self._cursors[key] = newest[key]
-        self._on_gap()
+                if newest[key] != _BEGINNING:  # else it is empty, and read from its start
+                    log.warning("tail_went_back", stream=key, cursor=cursor)
+                    went_back = True
+        self._next_look = time.monotonic() + _LOOK_S
+        return went_back
 
     async def _newest(self) -> dict[str, bytes]:
         replies = await pipelined(
             self._redis, [("XREVRANGE", key, "+", "-", "COUNT", 1) for key in self._streams]
         )
         return {
-            key: reply[0][0] if reply else b"0-0"
+            key: reply[0][0] if reply else _BEGINNING
             for key, reply in zip(self._streams, replies, strict=True)
         }

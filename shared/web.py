@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import msgspec
 import structlog
-from aiohttp import web
+from aiohttp import web, web_response
 from aiohttp.typedefs import Handler, Middleware
 from prometheus_client import Histogram
 
@@ -31,6 +31,13 @@ _SECONDS: Final = Histogram(
     "http_request_seconds", "Time to answer, by route.", ["method", "route", "status"]
 )
 _json: Final = msgspec.json.Encoder()
+
+_CLIENT_GONE: Final = 499
+"""Accounted, never sent: nobody is left to be told a status (nginx's number for this)."""
+
+# No versions (security item 32). Set here because aiohttp answers requests that it cannot
+# parse by itself, past every middleware and signal.
+web_response.SERVER_SOFTWARE = "uploads"  # type: ignore[attr-defined]
 
 
 def create_application(*middlewares: Middleware) -> web.Application:
@@ -61,6 +68,10 @@ async def _account(request: web.Request, handler: Handler) -> web.StreamResponse
         try:
             response = await handler(request)
             status = response.status
+        except ConnectionError:
+            status = _CLIENT_GONE
+            raise
+        else:
             return response
         finally:
             seconds = time.perf_counter() - started
@@ -87,8 +98,8 @@ def _subject(request: web.Request) -> dict[str, str]:
 
 
 async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
-    response.headers["X-Request-ID"] = request.get(_REQUEST_ID, "")
-    response.headers["Server"] = "uploads"  # no versions (security item 32)
+    # Without an id: refused before the middlewares, for what its Expect says.
+    response.headers["X-Request-ID"] = request.get(_REQUEST_ID) or uuid.uuid4().hex
 
 
 @web.middleware

@@ -45,13 +45,7 @@ def install(app: web.Application, settings: Settings) -> None:
         )
         await group.prepare()
         await relay.start()
-        sockets = Sockets(
-            relay.hub,
-            projection,
-            limit=settings.websocket_max_connections_total,
-            ping_interval_s=settings.websocket_ping_interval,
-            ping_timeout_s=settings.websocket_ping_timeout,
-        )
+        sockets = Sockets(relay, settings)
         app[RELAY] = relay
         app[SOCKETS] = sockets
         health = app[HEALTH]

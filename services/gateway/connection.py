@@ -6,6 +6,7 @@ Whatever the other end does (vanish, send garbage, stop reading) ends at most th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from typing import Any, Final
 
@@ -13,6 +14,7 @@ import structlog
 from aiohttp import WSCloseCode, WSMsgType, web
 from prometheus_client import Counter
 
+from services.gateway.closing import FORBIDDEN, NOT_FOUND, UNAUTHORIZED, Closing
 from services.gateway.dialects.protocol import (
     Dialect,
     GetStats,
@@ -23,11 +25,12 @@ from services.gateway.dialects.protocol import (
     Unsubscribe,
 )
 from services.gateway.frames import text_frame
-from services.gateway.hub import Hub, Watcher
+from services.gateway.hub import Watcher
+from services.gateway.login import log_in, refreshed
 from services.gateway.outbound import Flusher, Outbound
-from services.gateway.projection import Projection
-from shared.errors import ApiError, Forbidden, NotFound, Unauthorized
-from shared.identity import Principal, principal_from
+from services.gateway.relay import Relay
+from shared.errors import ApiError, Forbidden, NotFound
+from shared.identity import Principal
 from shared.lifecycle import TaskSet
 from shared.serve import AUTHENTICATOR
 from shared.streams import REDIS_FAILURES
@@ -36,24 +39,13 @@ __all__ = ["Connection"]
 
 log = structlog.stdlib.get_logger(__name__)
 
-_LOGIN_S: Final = 10.0
 _ABORT_S: Final = 5.0
 """How long a closed socket may linger before it is cut."""
-
-UNAUTHORIZED: Final = 4001
-FORBIDDEN: Final = 4003
-NOT_FOUND: Final = 4004
+_PATIENCE_S: Final = 0.1
+"""A subscription that takes longer, to an upload that nobody knows, holds nothing else up."""
+_MOST_GRANTING: Final = 16
 
 CLOSED = Counter("gateway_closed_total", "Sockets closed by us, by code.", ["code"])
-
-
-class Closing(Exception):
-    """The socket must be closed; its text, if any, goes to the client as an error first."""
-
-    def __init__(self, code: int, message: str) -> None:
-        super().__init__(message)
-        self.code: Final = code
-        self.message: Final = message
 
 
 class Connection:
@@ -63,10 +55,10 @@ class Connection:
         request: The handshake.
         ws: Its answer, prepared.
         dialect: What is spoken on it.
-        hub: Delivers events.
-        projection: Knows the sessions of a user.
+        relay: Delivers events, knows the sessions of a user.
         flusher: Writes to all sockets.
-        tasks: Keeps the task that closes it.
+        closings: Keeps the task that closes it.
+        login_s: How long it may take to say who is calling.
 
     Raises:
         ConnectionResetError: The client has gone already.
@@ -79,10 +71,10 @@ class Connection:
         ws: web.WebSocketResponse,
         dialect: Dialect,
         *,
-        hub: Hub,
-        projection: Projection,
+        relay: Relay,
         flusher: Flusher,
-        tasks: TaskSet,
+        closings: TaskSet,
+        login_s: float,
     ) -> None:
         transport = request.transport
         if transport is None:
@@ -90,16 +82,18 @@ class Connection:
         self._request: Final = request
         self._ws: Final = ws
         self._dialect: Final = dialect
-        self._hub: Final = hub
-        self._projection: Final = projection
+        self._relay: Final = relay
         self._flusher: Final = flusher
-        self._tasks: Final = tasks
+        self._closings: Final = closings
+        self._login_s: Final = login_s
         self._loop: Final = asyncio.get_running_loop()
         self._transport: Final = transport
         self._upload_id: Final = request.match_info.get("upload_id", "")
         self._outbound: Final = Outbound(transport, flusher, self._too_slow)
         self._watcher: Watcher | None = None
         self._expiry: asyncio.TimerHandle | None = None
+        self._granting: Final = TaskSet("subscriptions")
+        self._room: Final = asyncio.Semaphore(_MOST_GRANTING)
         self._closing = False
         self._closed: Final = asyncio.Event()
         self.heard_at = self._loop.time()
@@ -107,8 +101,11 @@ class Connection:
 
     async def run(self) -> None:
         """Serve the socket until either side ends it."""
+        auth = self._request.app[AUTHENTICATOR]
         try:
-            caller, first = await self._login()
+            caller, first = await log_in(
+                auth, self._request, self._dialect, self._next_text, limit_s=self._login_s
+            )
             self._watcher = watcher = Watcher(self._dialect, self._outbound, caller)
             self._end_with_token(caller)
             await self._begin(watcher)
@@ -120,47 +117,19 @@ class Connection:
             self._reply("error", message=exc.message)
             self.close(exc.code, exc.message)
         except REDIS_FAILURES as exc:
-            if not self._transport.is_closing():
-                log.warning("socket_without_redis", error=repr(exc))
-                self.close(WSCloseCode.TRY_AGAIN_LATER, "try again later")
+            self._without_redis(exc)
         finally:
             if self._closing:  # the end of the handler must not cut the closing handshake
                 await self._closed.wait()
-
-    async def _login(self) -> tuple[Principal, Message | None]:
-        """Return who is calling, from the handshake or from the first message.
-
-        A first message may ask for something besides; it is returned too.
-
-        Raises:
-            Closing: Nobody, or with bad credentials.
-
-        """
-        auth = self._request.app[AUTHENTICATOR]
-        try:
-            caller = await principal_from(auth, self._request)
-            if caller is not None:
-                return caller, None
-            async with asyncio.timeout(_LOGIN_S):
-                text = await self._next_text()
-            first = self._dialect.parse(text) if text is not None else None
-            if first is None or first.token is None:
-                raise Closing(UNAUTHORIZED, "Authentication is required.")
-            return await auth.from_token(first.token), first
-        except Unauthorized as exc:
-            raise Closing(UNAUTHORIZED, exc.message) from None
-        except TimeoutError:
-            raise Closing(UNAUTHORIZED, "Authentication is required.") from None
 
     async def _begin(self, watcher: Watcher) -> None:
         """Watch what the path names: one upload, or all of the caller's."""
         try:
             if self._upload_id:
-                await self._hub.subscribe(watcher, self._upload_id)
-                return
-            caller = watcher.caller
-            recorded = await self._projection.sessions_of(caller.user_id)
-            self._hub.follow(watcher, [s for s in recorded if s.tenant == caller.tenant])
+                await self._relay.hub.subscribe(watcher, self._upload_id)
+            else:
+                states = await self._relay.sessions_of(watcher.caller)
+                self._relay.hub.follow(watcher, states)
         except Forbidden as exc:
             raise Closing(FORBIDDEN, exc.message) from None
         except NotFound as exc:
@@ -174,7 +143,8 @@ class Connection:
             if message.type is WSMsgType.TEXT:
                 return str(message.data)
             if message.type is WSMsgType.PING:
-                await self._ws.pong(message.data)
+                with contextlib.suppress(ConnectionError):  # it is being closed
+                    await self._ws.pong(message.data)
             elif message.type is WSMsgType.BINARY:
                 self._reply("error", message="Only text messages are understood.")
             elif message.type is not WSMsgType.PONG:
@@ -188,7 +158,7 @@ class Connection:
             case Subscribe(upload_id):
                 await self._subscribe(watcher, upload_id)
             case Unsubscribe(upload_id):
-                self._hub.unsubscribe(watcher, upload_id)
+                self._relay.hub.unsubscribe(watcher, upload_id)
                 self._reply("unsubscribed", upload_id=upload_id)
             case Ping():
                 self._reply("pong")
@@ -200,28 +170,35 @@ class Connection:
                 self._reply("authenticated", message="Authentication successful")
 
     async def _refresh(self, watcher: Watcher, token: str) -> None:
-        """Go on under a newer token of the same caller.
-
-        Raises:
-            Closing: The token is bad, or somebody else's. Rights never outlive a failure.
-
-        """
-        try:
-            caller = await self._request.app[AUTHENTICATOR].from_token(token)
-        except Unauthorized as exc:
-            raise Closing(UNAUTHORIZED, exc.message) from None
-        if (caller.user_id, caller.tenant) != (watcher.caller.user_id, watcher.caller.tenant):
-            raise Closing(FORBIDDEN, "The token is somebody else's.")
-        watcher.caller = caller
-        self._end_with_token(caller)
+        """Go on under a newer token of the same caller, with the rights that it gives."""
+        auth = self._request.app[AUTHENTICATOR]
+        watcher.caller = await refreshed(auth, watcher.caller, token)
+        self._end_with_token(watcher.caller)
+        for upload_id in self._relay.hub.recheck(watcher):
+            if upload_id == self._upload_id:
+                raise Closing(FORBIDDEN, "Access denied to this upload")
+            self._reply("error", upload_id=upload_id, message="Access denied to this upload")
 
     async def _subscribe(self, watcher: Watcher, upload_id: str) -> None:
+        """Grant a subscription, or go on without it until it is decided."""
+        await self._room.acquire()
+        decided = asyncio.Event()
+        self._granting.start(self._grant(watcher, upload_id, decided))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE_S):
+                await decided.wait()
+
+    async def _grant(self, watcher: Watcher, upload_id: str, decided: asyncio.Event) -> None:
         try:
-            await self._hub.subscribe(watcher, upload_id)
+            if await self._relay.hub.subscribe(watcher, upload_id):
+                self._reply("subscribed", upload_id=upload_id)
         except ApiError as exc:
             self._reply("error", upload_id=upload_id, message=exc.message)
-        else:
-            self._reply("subscribed", upload_id=upload_id)
+        except REDIS_FAILURES as exc:
+            self._without_redis(exc)
+        finally:
+            self._room.release()
+            decided.set()
 
     def _end_with_token(self, caller: Principal) -> None:
         if self._expiry is not None:
@@ -241,22 +218,34 @@ class Connection:
 
     # The way out.
 
-    def ping(self, frame: bytes) -> None:
-        """Write a ping, unless the socket is busy: what it owes us then is to read."""
-        if not self._transport.is_closing() and not self._transport.get_write_buffer_size():
-            self._transport.write(frame)
+    def ping(self, frame: bytes) -> bool:
+        """Write a ping and return True, unless the socket is busy with what it got before."""
+        if self._transport.is_closing():
+            return False
+        if self._transport.get_write_buffer_size():
+            self._flusher.expect_drain(self._outbound)
+            return False
+        self._transport.write(frame)
+        return True
 
     def _too_slow(self) -> None:
         self.close(WSCloseCode.TRY_AGAIN_LATER, "too slow")
 
+    def _without_redis(self, exc: BaseException) -> None:
+        if not self._transport.is_closing():
+            log.warning("socket_without_redis", error=repr(exc))
+            self.close(WSCloseCode.TRY_AGAIN_LATER, "try again later")
+
     def close(self, code: int, reason: str) -> None:
-        """Begin to close the socket; returns at once."""
+        """Begin to close the socket; returns at once. Nothing is delivered to it any more."""
         if self._closing:
             return
         self._closing = True
         CLOSED.labels(int(code)).inc()
-        self._outbound.flush()
-        self._tasks.start(self._close(code, reason))
+        self._outbound.finish()
+        if self._watcher is not None:
+            self._relay.hub.drop(self._watcher)
+        self._closings.start(self._close(code, reason))
 
     async def _close(self, code: int, reason: str) -> None:
         # A peer that does not read never sees the close frame; it must not keep us waiting.
@@ -264,9 +253,8 @@ class Connection:
         try:
             await self._ws.close(code=code, message=reason.encode()[:120], drain=False)
         finally:
-            cut.cancel()
-            if not self._transport.is_closing() and self._transport.get_write_buffer_size():
-                self.abort()
+            if not self._transport.get_write_buffer_size():
+                cut.cancel()
             self._closed.set()
 
     def abort(self) -> None:
@@ -278,5 +266,5 @@ class Connection:
         if self._expiry is not None:
             self._expiry.cancel()
         if self._watcher is not None:
-            self._hub.drop(self._watcher)
+            self._relay.hub.drop(self._watcher)
         self._flusher.forget(self._outbound)

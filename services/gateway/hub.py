@@ -8,81 +8,32 @@ state first, in the same step in which it joins: so it misses nothing and gets n
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Iterable
+import re
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
+import msgspec
 from prometheus_client import Counter, Gauge
 
-from services.gateway.dialects.protocol import Dialect
 from services.gateway.frames import text_frame
-from services.gateway.outbound import Outbound
 from services.gateway.state import Change, ProgressState, change_of, fold, move
+from services.gateway.topic import Topic, Watcher
 from shared.errors import Forbidden, NotFound
 from shared.events import LifecycleEvent, UploadProgress
-from shared.identity import Principal
 
 __all__ = ["Hub", "Watcher"]
 
 _UNKNOWN_WAIT_S: Final = 2.0
 """An id may be asked for before its ``created`` event has come through."""
 _UNKNOWN_RETRY_S: Final = 0.2
+_ID_FORM: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
+"""What cannot be an id is not looked for: with a colon it would name a key of another kind."""
 
 DELIVERED = Counter("gateway_events_delivered_total", "Events handed to sockets.")
 WATCHED = Gauge("gateway_topics", "Uploads that are watched here.")
 
 Load = Callable[[str], Awaitable[ProgressState | None]]
-
-
-class Watcher:
-    """One socket, as the hub knows it."""
-
-    __slots__ = ("__weakref__", "caller", "dialect", "outbound", "topics")
-
-    def __init__(self, dialect: Dialect, outbound: Outbound, caller: Principal) -> None:
-        self.dialect: Final = dialect
-        self.outbound: Final = outbound
-        self.caller = caller
-        self.topics: Final[set[Topic]] = set()
-
-
-class Topic:
-    """One watched upload."""
-
-    __slots__ = ("_changed", "state", "upload_id", "waiting", "watchers")
-
-    def __init__(self, upload_id: str) -> None:
-        self.upload_id: Final = upload_id
-        self.state: ProgressState | None = None
-        self.watchers: Final[dict[Dialect, dict[Watcher, None]]] = {}
-        self.waiting = 0
-        """Subscriptions that are being granted."""
-        self._changed: Final = asyncio.Event()
-
-    def become(self, state: ProgressState) -> None:
-        """Take on a state; wakes those who wait for the first one."""
-        self.state = state
-        self._changed.set()
-
-    async def known(self, timeout_s: float) -> None:
-        """Return when there is a state, or after so many seconds."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._changed.wait()
-        except TimeoutError:
-            pass
-
-    def join(self, watcher: Watcher) -> None:
-        """Add a watcher."""
-        self.watchers.setdefault(watcher.dialect, {})[watcher] = None
-        watcher.topics.add(self)
-
-    def leave(self, watcher: Watcher) -> None:
-        """Remove a watcher."""
-        of_dialect = self.watchers.get(watcher.dialect, {})
-        of_dialect.pop(watcher, None)
-        if not of_dialect:
-            self.watchers.pop(watcher.dialect, None)
-        watcher.topics.discard(self)
 
 
 class Hub:
@@ -110,22 +61,31 @@ class Hub:
         """Deliver a lifecycle event to all who watch its upload or follow its owner."""
         topic = self._topics.get(event.upload_id)
         followers = self._followers.get((event.upload.tenant, event.upload.user_id))
-        if topic is None and not followers:
-            return
         if topic is None:
+            if not followers:
+                return
             topic = self._topic(event.upload_id)
-        state = fold(topic.state, event)
+        if topic.state is None:
+            topic.keep(event)
+            state = topic.learn(None) if followers else None
+        else:
+            state = fold(topic.state, event)
         if state is None:
             return
-        for watcher in followers or ():
-            topic.join(watcher)
         topic.become(state)
         self._deliver(topic, change_of(event), state)
+        for watcher in tuple(followers or ()):
+            if topic.upload_id not in watcher.declined:
+                self._admit(watcher, topic)
+        self._drop_if_unwatched(topic)
 
     def advance(self, position: UploadProgress) -> None:
         """Deliver a position to all who watch the upload."""
         topic = self._topics.get(position.upload_id)
-        if topic is None or topic.state is None:
+        if topic is None:
+            return
+        if topic.state is None:
+            topic.keep(position)
             return
         state = move(topic.state, position)
         if state is not None:
@@ -135,12 +95,15 @@ class Hub:
     def correct(self, recorded: ProgressState) -> None:
         """Bring a topic up to a recorded state that is ahead of it: events were missed."""
         topic = self._topics.get(recorded.session_id)
-        if topic is not None and _is_newer(recorded, topic.state):
-            topic.become(recorded)
-            self._deliver(topic, Change.SNAPSHOT, recorded)
+        if topic is None or topic.state is None or not recorded.is_ahead_of(topic.state):
+            return
+        furthest = max(recorded.bytes_uploaded, topic.state.bytes_uploaded)
+        state = msgspec.structs.replace(recorded, bytes_uploaded=furthest)
+        topic.become(state)
+        self._deliver(topic, Change.SNAPSHOT, state)
 
     def _deliver(self, topic: Topic, change: Change, state: ProgressState) -> None:
-        for dialect, watchers in topic.watchers.items():
+        for dialect, watchers in tuple(topic.watchers.items()):
             payload = dialect.encode(change, state)
             if payload is None:
                 continue
@@ -150,29 +113,33 @@ class Hub:
                 for watcher in watchers:
                     watcher.outbound.put_latest(topic, frame)
             else:
-                for watcher in watchers:
+                for watcher in tuple(watchers):  # who is too slow is dropped at once
                     watcher.outbound.put(frame, supersedes=topic)
 
     # Who watches.
 
-    async def subscribe(self, watcher: Watcher, upload_id: str) -> None:
+    async def subscribe(self, watcher: Watcher, upload_id: str) -> bool:
         """Let a socket watch an upload; its current state is the first thing it gets.
+
+        Returns False if the socket has changed its mind, or has gone, meanwhile.
 
         Raises:
             NotFound: Nobody knows the upload, even after a wait for its first event.
             Forbidden: It belongs to somebody else.
 
         """
-        topic = self._topic(upload_id)
-        topic.waiting += 1
-        try:
-            state = await self._state_of(topic)
-            if not watcher.caller.owns(user_id=state.user_id, tenant=state.tenant):
-                raise Forbidden("Access denied to this upload")
-            self._admit(watcher, topic)
-        finally:
-            topic.waiting -= 1
-            self._drop_if_unwatched(topic)
+        with self._awaited(upload_id) as topic:
+            watcher.asked.add(upload_id)
+            try:
+                state = await self._state_of(topic)
+                if not watcher.caller.owns(user_id=state.user_id, tenant=state.tenant):
+                    raise Forbidden("Access denied to this upload")
+                if upload_id in watcher.asked:
+                    watcher.declined.discard(upload_id)
+                    self._admit(watcher, topic)
+                return topic in watcher.topics
+            finally:
+                watcher.asked.discard(upload_id)
 
     def _admit(self, watcher: Watcher, topic: Topic) -> None:
         """Join and send the state: one step, so that no event falls between."""
@@ -185,20 +152,18 @@ class Hub:
             watcher.outbound.put(text_frame(payload))
 
     async def _state_of(self, topic: Topic) -> ProgressState:
-        deadline = asyncio.get_running_loop().time() + _UNKNOWN_WAIT_S
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _UNKNOWN_WAIT_S
         while True:
             if topic.state is None:
                 recorded = await self._load(topic.upload_id)
-                if recorded is not None and topic.state is None:
-                    topic.become(recorded)
-            state = topic.state
-            if state is not None:
-                if state.status == "deleted":
-                    raise NotFound("There is no such upload.")
-                return state
-            left = deadline - asyncio.get_running_loop().time()
+                if topic.state is None:
+                    topic.learn(recorded)
+            if topic.state is not None:
+                return _alive(topic.state)
+            left = deadline - loop.time()
             if left <= 0:
-                raise NotFound("There is no such upload.")
+                raise _unknown()
             await topic.known(min(left, _UNKNOWN_RETRY_S))
 
     async def find(self, upload_id: str) -> ProgressState:
@@ -208,45 +173,81 @@ class Hub:
             NotFound: As for ``subscribe``.
 
         """
-        topic = self._topic(upload_id)
-        topic.waiting += 1
-        try:
+        with self._awaited(upload_id) as topic:
+            recorded = None
             if not topic.watchers:  # nobody has kept it current
                 recorded = await self._load(upload_id)
-                if recorded is not None and _is_newer(recorded, topic.state):
-                    topic.become(recorded)
-            return await self._state_of(topic)
-        finally:
-            topic.waiting -= 1
-            self._drop_if_unwatched(topic)
+                if topic.state is None:
+                    topic.learn(recorded)
+            state = await self._state_of(topic)
+            # The topic itself stays as it is: who watches must still get what is ahead of it.
+            if recorded is not None and recorded.is_ahead_of(state):
+                state = recorded
+            return _alive(state)
 
     def follow(self, watcher: Watcher, states: Iterable[ProgressState]) -> None:
-        """Let a socket watch all uploads of its caller, those to come too."""
-        key = (watcher.caller.tenant, watcher.caller.user_id)
-        self._followers.setdefault(key, {})[watcher] = None
+        """Let a socket watch all uploads of its caller, those to come too.
+
+        Args:
+            watcher: The socket.
+            states: The uploads that there are, as of this very turn of the loop.
+
+        """
+        self._followers.setdefault(_owner(watcher), {})[watcher] = None
         for recorded in states:
             topic = self._topic(recorded.session_id)
             if topic.state is None:
-                topic.become(recorded)
+                topic.learn(recorded)
             self._admit(watcher, topic)
 
     def unsubscribe(self, watcher: Watcher, upload_id: str) -> None:
-        """Let a socket watch an upload no more."""
+        """Let a socket watch an upload no more, also when it follows the owner."""
+        watcher.asked.discard(upload_id)
         topic = self._topics.get(upload_id)
-        if topic is not None:
+        if topic is None or topic not in watcher.topics:
+            return
+        if self._follows(watcher):
+            watcher.declined.add(upload_id)
+        topic.leave(watcher)
+        self._drop_if_unwatched(topic)
+
+    def recheck(self, watcher: Watcher) -> list[str]:
+        """Take from a socket what its caller has no right to any more; return the ids."""
+        lost = [
+            topic
+            for topic in watcher.topics
+            if topic.state is not None
+            and not watcher.caller.owns(user_id=topic.state.user_id, tenant=topic.state.tenant)
+        ]
+        for topic in lost:
             topic.leave(watcher)
             self._drop_if_unwatched(topic)
+        return [topic.upload_id for topic in lost]
 
     def drop(self, watcher: Watcher) -> None:
         """Forget a socket."""
+        watcher.asked.clear()
         for topic in list(watcher.topics):
             topic.leave(watcher)
             self._drop_if_unwatched(topic)
-        key = (watcher.caller.tenant, watcher.caller.user_id)
+        key = _owner(watcher)
         followers = self._followers.get(key, {})
         followers.pop(watcher, None)
         if not followers:
             self._followers.pop(key, None)
+
+    def let_go(self, *, before: int) -> None:
+        """Let followers leave uploads that have been over since ``before`` (UTC, ms)."""
+        for topic in list(self._topics.values()):
+            state = topic.state
+            if state is not None and state.is_over and state.last_updated < before:
+                for watcher in [one for group in topic.watchers.values() for one in group]:
+                    if self._follows(watcher):
+                        topic.leave(watcher)
+                self._drop_if_unwatched(topic)
+
+    def _follows(self, watcher: Watcher) -> bool:
+        return watcher in self._followers.get(_owner(watcher), ())
 
     def unfinished(self, *, before: int | None = None) -> list[str]:
         """Return the watched uploads that are not over; silent since ``before`` (UTC, ms)."""
@@ -265,13 +266,34 @@ class Hub:
             WATCHED.set(len(self._topics))
         return topic
 
+    @contextmanager
+    def _awaited(self, upload_id: str) -> Iterator[Topic]:
+        """Keep the topic for as long as somebody waits for its state."""
+        if not _ID_FORM.fullmatch(upload_id):
+            raise _unknown()
+        topic = self._topic(upload_id)
+        topic.waiting += 1
+        try:
+            yield topic
+        finally:
+            topic.waiting -= 1
+            self._drop_if_unwatched(topic)
+
     def _drop_if_unwatched(self, topic: Topic) -> None:
         if not topic.watchers and not topic.waiting:
             self._topics.pop(topic.upload_id, None)
             WATCHED.set(len(self._topics))
 
 
-def _is_newer(recorded: ProgressState, state: ProgressState | None) -> bool:
-    if state is None:
-        return True
-    return (recorded.seq, recorded.bytes_uploaded) > (state.seq, state.bytes_uploaded)
+def _owner(watcher: Watcher) -> tuple[str, str]:
+    return watcher.caller.tenant, watcher.caller.user_id
+
+
+def _unknown() -> NotFound:
+    return NotFound("There is no such upload.")
+
+
+def _alive(state: ProgressState) -> ProgressState:
+    if state.status == "deleted":
+        raise _unknown()
+    return state

@@ -19,8 +19,8 @@ class Alive(Protocol):
     asked_at: float | None
     """When a ping went out that is not answered yet."""
 
-    def ping(self, frame: bytes) -> None:
-        """Write a ping, unless the socket is busy."""
+    def ping(self, frame: bytes) -> bool:
+        """Write a ping and return True, unless what was written before is not drained yet."""
 
 
 class Keepalive:
@@ -63,9 +63,9 @@ class Keepalive:
             if one.asked_at is not None and one.heard_at >= one.asked_at:
                 one.asked_at = None
             if one.asked_at is None:
-                if now - one.heard_at >= self._interval_s:
+                # A busy socket owes us to read; how long it may take is not decided here.
+                if now - one.heard_at >= self._interval_s and one.ping(PING):
                     one.asked_at = now
-                    one.ping(PING)
             elif now - one.asked_at >= self._timeout_s:
                 self._sockets.discard(one)
                 self._on_dead(one)

@@ -9,6 +9,7 @@ costs a bounded amount of memory and slows nobody down.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import socket
 import sys
@@ -26,7 +27,6 @@ _UNSENT_LOW_WATER: Final = 16 * 1024
 swallows 4 MB of progress that is stale by the time it is read."""
 
 _SLOW_CHECK_S: Final = 0.05
-_STALL_LIMIT_S: Final = 30.0
 
 FLUSHED = Counter("gateway_writes_total", "Writes to sockets.")
 FRAMES = Counter("gateway_frames_total", "Frames handed to sockets.")
@@ -47,6 +47,7 @@ class Outbound:
 
     __slots__ = (
         "_dirty",
+        "_finished",
         "_flusher",
         "_frames",
         "_on_slow",
@@ -65,12 +66,15 @@ class Outbound:
         self._frames: dict[object, bytes] = {}
         self._queued_bytes = 0
         self._dirty = False
+        self._finished = False
         self._slow = False
         self.stalled_at: float | None = None
         _keep_kernel_queue_short(transport)
 
     def put(self, frame: bytes, *, supersedes: object = None) -> None:
         """Owe a frame that must arrive, after all before it; drop a progress it supersedes."""
+        if self._finished:
+            return
         if supersedes is not None:
             self._frames.pop(supersedes, None)
         self._frames[next(_numbers)] = frame
@@ -95,41 +99,65 @@ class Outbound:
         """Write what is owed if the transport is empty; return whether nothing is owed now."""
         transport = self._transport
         if transport.is_closing():
-            self._frames.clear()
-        elif self._frames:
+            self._forgive()
+        elif self._frames or self.stalled_at is not None:
             if transport.get_write_buffer_size():
                 return False
-            frames = self._frames
-            FRAMES.inc(len(frames))
-            FLUSHED.inc()
-            transport.write(b"".join(frames.values()))
-            frames.clear()
-            self._queued_bytes = 0
+            self._write()
         self._dirty = False
         self.stalled_at = None
         return True
 
+    def finish(self) -> None:
+        """Write what is owed, even behind what is not drained, and owe nothing any more.
+
+        What follows it on the transport is the end of the socket.
+        """
+        if not self._transport.is_closing():
+            self._write()
+        self._forgive()
+        self._finished = True
+
     def give_up(self) -> None:
         """Drop what is owed and report the socket as too slow."""
-        self._frames.clear()
-        self._queued_bytes = 0
+        self._forgive()
         if not self._slow:
             self._slow = True
             self._on_slow()
+
+    def _write(self) -> None:
+        frames = self._frames
+        if frames:
+            FRAMES.inc(len(frames))
+            FLUSHED.inc()
+            self._transport.write(b"".join(frames.values()))
+            self._forgive()
+
+    def _forgive(self) -> None:
+        self._frames.clear()
+        self._queued_bytes = 0
 
 
 def _keep_kernel_queue_short(transport: asyncio.WriteTransport) -> None:
     option = getattr(socket, "TCP_NOTSENT_LOWAT", 25 if sys.platform == "linux" else 0x201)
     sock = transport.get_extra_info("socket")
     if sock is not None and sock.family in {socket.AF_INET, socket.AF_INET6}:
-        sock.setsockopt(socket.IPPROTO_TCP, option, _UNSENT_LOW_WATER)
+        with contextlib.suppress(OSError):  # the client has gone
+            sock.setsockopt(socket.IPPROTO_TCP, option, _UNSENT_LOW_WATER)
 
 
 class Flusher:
-    """Writes, once a turn of the loop, to all sockets that are owed something."""
+    """Writes, once a turn of the loop, to all sockets that are owed something.
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    Args:
+        loop: That of the sockets.
+        stall_limit_s: A socket that has not drained for so long is given up.
+
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, stall_limit_s: float) -> None:
         self._loop: Final = loop
+        self._stall_limit_s: Final = stall_limit_s
         self._dirty: list[Outbound] = []
         self._stalled: set[Outbound] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -151,6 +179,11 @@ class Flusher:
             if not outbound.flush():
                 self._stall(outbound)
 
+    def expect_drain(self, outbound: Outbound) -> None:
+        """Watch a socket that is owed nothing more, but has not drained."""
+        if outbound.stalled_at is None:
+            self._stall(outbound)
+
     def _stall(self, outbound: Outbound) -> None:
         """Look again soon: asyncio tells the protocol when a buffer drains, and only it."""
         outbound.stalled_at = self._loop.time()
@@ -164,7 +197,7 @@ class Flusher:
         for outbound in list(self._stalled):
             if outbound.flush():
                 self._stalled.discard(outbound)
-            elif outbound.stalled_at is not None and now - outbound.stalled_at > _STALL_LIMIT_S:
+            elif now - (outbound.stalled_at or now) > self._stall_limit_s:
                 self._stalled.discard(outbound)
                 outbound.give_up()
         if self._stalled:

@@ -15,7 +15,14 @@ from typing import Any, Final
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
-from services.gateway.state import ProgressState, fold, from_fields, move, to_fields
+from services.gateway.state import (
+    ProgressState,
+    fold,
+    from_fields,
+    move,
+    require_writable,
+    to_fields,
+)
 from shared import events
 from shared.events import LifecycleEvent, UploadProgress
 from shared.stream_group import GroupEntry
@@ -70,12 +77,15 @@ class Projection:
         return found
 
     async def sessions_of(self, user_id: str) -> list[ProgressState]:
-        """Return the recorded sessions of a user, newest first."""
-        members: Any = (await pipelined(self._redis, [("SMEMBERS", self._user_key(user_id))]))[
-            0
-        ]
-        states = (await self.read_all(one.decode() for one in members)).values()
-        alive = [one for one in states if one.status != "deleted"]
+        """Return the recorded sessions of a user, newest first; forget those that are gone."""
+        key = self._user_key(user_id)
+        members: Any = (await pipelined(self._redis, [("SMEMBERS", key)]))[0]
+        ids = [one.decode(errors="replace") for one in members]
+        found = await self.read_all(ids)
+        gone = [one for one in ids if one not in found]
+        if gone:  # or the set of somebody who is never idle would grow forever
+            await pipelined(self._redis, [("SREM", key, *gone)])
+        alive = [one for one in found.values() if one.status != "deleted"]
         return sorted(alive, key=lambda one: one.started_at, reverse=True)
 
     async def handle(self, batch: Sequence[GroupEntry]) -> None:
@@ -85,38 +95,35 @@ class Projection:
             MalformedEvent, UnknownEvent: An entry is not as the contract says.
 
         """
-        lifecycle: dict[str, list[LifecycleEvent]] = {}
-        positions: dict[str, UploadProgress] = {}
-        for entry in batch:
-            if entry.stream.startswith("events:"):
-                event = events.decode(entry.fields.get(b"d", b""))
-                lifecycle.setdefault(event.upload_id, []).append(event)
-            else:
-                for position in unpack_positions(read_ids(entry.fields)):
-                    positions[position.upload_id] = position
-        known = await self.read_all(lifecycle.keys() | positions.keys())
+        lifecycle, positions = _by_upload(batch)
+        ids = lifecycle.keys() | positions.keys()
+        known = await self.read_all(ids)
         commands: list[Command] = []
-        for upload_id in lifecycle.keys() | positions.keys():
-            state = _fold_all(known.get(upload_id), lifecycle.get(upload_id, ()))
-            if state is not None and upload_id in lifecycle:
-                commands += self._record(state)
-                known[upload_id] = state
-            moved = _moved(known.get(upload_id), positions.get(upload_id))
-            if moved is not None:
-                commands.append(self._write("position", moved, self._ttl_s))
+        users: set[str] = set()
+        for upload_id in ids:
+            before = known.get(upload_id)
+            late, state = _fold_all(before, lifecycle.get(upload_id, ()))
+            moved = _moved(state or before, positions.get(upload_id))
+            if late is not None:
+                commands.append(self._write("lifecycle", late))
+            if state is not None:
+                commands += self._record(moved or state)
+                users.add(state.user_id)
+            elif moved is not None:
+                commands.append(self._write("position", moved))
+                users.add(moved.user_id)
+        commands += [("EXPIRE", self._user_key(one), self._ttl_s) for one in users]
         await self._run(commands)
 
     def _record(self, state: ProgressState) -> list[Command]:
-        ttl_s = _DELETED_TTL_S if state.status == "deleted" else self._ttl_s
-        user_key = self._user_key(state.user_id)
         change = "SREM" if state.status == "deleted" else "SADD"
         return [
-            self._write("lifecycle", state, ttl_s),
-            (change, user_key, state.session_id),
-            ("EXPIRE", user_key, self._ttl_s),
+            self._write("lifecycle", state),
+            (change, self._user_key(state.user_id), state.session_id),
         ]
 
-    def _write(self, kind: str, state: ProgressState, ttl_s: int) -> Command:
+    def _write(self, kind: str, state: ProgressState) -> Command:
+        ttl_s = _DELETED_TTL_S if state.status == "deleted" else self._ttl_s
         fields = [part for pair in to_fields(state).items() for part in pair]
         version = (kind, state.seq, state.bytes_uploaded, ttl_s)
         return ("EVALSHA", _SHA, 1, self._key(state.session_id), *version, *fields)
@@ -135,15 +142,41 @@ def _as_dict(reply: Any) -> Mapping[bytes, bytes]:
     return reply if isinstance(reply, dict) else flat_dict(reply)
 
 
+def _by_upload(
+    batch: Sequence[GroupEntry],
+) -> tuple[dict[str, list[LifecycleEvent]], dict[str, UploadProgress]]:
+    """Return the lifecycle events and the furthest position of each upload."""
+    lifecycle: dict[str, list[LifecycleEvent]] = {}
+    positions: dict[str, UploadProgress] = {}
+    for entry in batch:
+        if entry.stream.startswith("events:"):
+            event = events.decode(entry.fields.get(b"d", b""))
+            require_writable(event)
+            lifecycle.setdefault(event.upload_id, []).append(event)
+            continue
+        for position in unpack_positions(read_ids(entry.fields)):
+            best = positions.get(position.upload_id)
+            if best is None or (position.offset, position.at) >= (best.offset, best.at):
+                positions[position.upload_id] = position
+    return lifecycle, positions
+
+
 def _fold_all(
     state: ProgressState | None, lifecycle: Iterable[LifecycleEvent]
-) -> ProgressState | None:
-    """Return the state after all events that are newer, or ``None`` if none is."""
-    changed = None
+) -> tuple[ProgressState | None, ProgressState | None]:
+    """Return what the events that are not newer tell by themselves, and the newest state.
+
+    Each is ``None`` if there is no such event. Another member of the group may have been
+    faster with what came later; the script takes from the first what only it tells.
+    """
+    late = newest = None
     for event in sorted(lifecycle, key=lambda one: one.seq):
-        folded = fold(changed or state, event)
-        changed = folded or changed
-    return changed
+        folded = fold(newest or state, event)
+        if folded is not None:
+            newest = folded
+        elif newest is None:
+            late = fold(late, event) or late
+    return late, newest
 
 
 def _moved(

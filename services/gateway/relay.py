@@ -1,16 +1,15 @@
 """From the streams to the hub, with what must be known to miss nothing on the way.
 
 The projection that a new watcher's snapshot comes from is written by a consumer group, which
-may lag behind what this process has already read and passed on. So the newest lifecycle event
-of each upload is remembered for a while, and a snapshot is the newer of the two. After a gap,
-and now and then for uploads that have fallen silent, states are read again.
+may lag behind what this process has already read and passed on. So lifecycle events are
+remembered for a while (``services.gateway.recent``), and a snapshot is what is recorded with
+them on top. After a gap, and now and then for uploads that have fallen silent, states are read
+again.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections import OrderedDict
 from typing import Final
 
 import structlog
@@ -19,9 +18,11 @@ from redis.asyncio import Redis
 
 from services.gateway.hub import Hub
 from services.gateway.projection import Projection
-from services.gateway.state import ProgressState, fold
+from services.gateway.recent import Recent
+from services.gateway.state import ProgressState, require_writable
 from shared import events
 from shared.events import LifecycleEvent, MalformedEvent, UnknownEvent
+from shared.identity import Principal
 from shared.stream_tail import StreamTail
 from shared.streams import (
     REDIS_FAILURES,
@@ -35,15 +36,17 @@ from shared.streams import (
 )
 from shared.times import now_ms
 
-__all__ = ["GROUP", "Recent", "Relay"]
+__all__ = ["GROUP", "Relay"]
 
 log = structlog.stdlib.get_logger(__name__)
 
 GROUP: Final = "progress"
-_RECENT_S: Final = 120.0
-_RECENT_LIMIT: Final = 50_000
 _REPAIR_EVERY_S: Final = 5.0
 _SILENT_MS: Final = 10_000
+_GRACE_S: Final = 0.2
+"""The group may be ahead of the tail; what the tail is about to bring needs no repair."""
+_FOLLOWED_MS: Final = 2 * 3_600_000
+"""How long after its end an upload is followed; repeated events come sooner than that."""
 
 SEEN = Counter("gateway_events_total", "Events read from the streams.", ["family"])
 GAPS = Counter("gateway_gaps_total", "Times when events may have been missed.")
@@ -52,33 +55,6 @@ AGE = Histogram(
     "From the making of a lifecycle event to its delivery.",
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30),
 )
-
-
-class Recent:
-    """The newest lifecycle event of each upload, for as long as a projection may lag."""
-
-    def __init__(self, *, keep_s: float = _RECENT_S, limit: int = _RECENT_LIMIT) -> None:
-        self._keep_s: Final = keep_s
-        self._limit: Final = limit
-        self._events: Final[OrderedDict[str, tuple[float, LifecycleEvent]]] = OrderedDict()
-
-    def remember(self, event: LifecycleEvent) -> None:
-        """Keep an event if it is the upload's newest; forget those that are too old."""
-        now = time.monotonic()
-        known = self._events.pop(event.upload_id, None)
-        newest = known[1] if known is not None and known[1].seq >= event.seq else event
-        self._events[event.upload_id] = (now, newest)
-        while self._events:
-            upload_id, (at, _) = next(iter(self._events.items()))
-            if len(self._events) <= self._limit and now - at <= self._keep_s:
-                break
-            del self._events[upload_id]
-
-    def newer(self, upload_id: str, recorded: ProgressState | None) -> ProgressState | None:
-        """Return the newer of what is recorded and what is remembered."""
-        known = self._events.get(upload_id)
-        folded = fold(recorded, known[1]) if known is not None else None
-        return folded or recorded
 
 
 class Relay:
@@ -109,6 +85,17 @@ class Relay:
     async def load(self, upload_id: str) -> ProgressState | None:
         """Return the newest that is known of an upload."""
         return self._recent.newer(upload_id, await self._projection.read(upload_id))
+
+    async def sessions_of(self, caller: Principal) -> list[ProgressState]:
+        """Return the caller's sessions, newest first, as of the moment of returning."""
+        recorded = await self._projection.sessions_of(caller.user_id)
+        own = {one.session_id: one for one in recorded if one.tenant == caller.tenant}
+        for upload_id in self._recent.of(tenant=caller.tenant, user_id=caller.user_id):
+            newer = self._recent.newer(upload_id, own.get(upload_id))
+            if newer is not None:
+                own[upload_id] = newer
+        alive = [one for one in own.values() if one.status != "deleted"]
+        return sorted(alive, key=lambda one: one.started_at, reverse=True)
 
     async def start(self) -> None:
         """Fix where reading begins: where the projection is complete, so nothing is between."""
@@ -146,8 +133,11 @@ class Relay:
                 log.debug("event_skipped", entry=entry_id, tag=str(exc))
             except MalformedEvent as exc:  # the group parks it
                 log.error("event_malformed", entry=entry_id, error=str(exc))
+            except Exception:  # one entry must not end the reading of all
+                log.exception("event_not_delivered", stream=stream, entry=entry_id)
 
     def _on_event(self, event: LifecycleEvent) -> None:
+        require_writable(event)
         SEEN.labels("events").inc()
         AGE.observe(max(now_ms() - event.at, 0) / 1000)
         self._recent.remember(event)
@@ -182,5 +172,7 @@ class Relay:
                 self._gap.set()
                 await asyncio.sleep(0.5)
                 continue
+            await asyncio.sleep(_GRACE_S)
             for state in recorded.values():
                 self.hub.correct(state)
+            self.hub.let_go(before=now_ms() - _FOLLOWED_MS)

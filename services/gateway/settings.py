@@ -26,3 +26,9 @@ class Settings(CommonSettings, frozen=True, kw_only=True):
     websocket_ping_timeout: Annotated[
         float, msgspec.Meta(gt=0, description="seconds a socket has to answer a ping")
     ] = 10
+    websocket_auth_timeout: Annotated[
+        float, msgspec.Meta(gt=0, description="seconds a socket has to say who is calling")
+    ] = 10
+    websocket_stall_timeout: Annotated[
+        float, msgspec.Meta(gt=0, description="seconds a socket may take without draining")
+    ] = 30

@@ -11,10 +11,10 @@ from prometheus_client import Counter, Gauge
 
 from services.gateway.connection import Connection
 from services.gateway.dialects.protocol import Dialect
-from services.gateway.hub import Hub
 from services.gateway.keepalive import Alive, Keepalive
 from services.gateway.outbound import Flusher
-from services.gateway.projection import Projection
+from services.gateway.relay import Relay
+from services.gateway.settings import Settings
 from shared.cors import origin_allowed
 from shared.errors import Forbidden, Unavailable
 from shared.identity import BEARER_SUBPROTOCOL, authenticates_itself
@@ -35,32 +35,26 @@ class Sockets:
     """The sockets of one process.
 
     Args:
-        hub: Delivers events.
-        projection: Knows the sessions of a user.
-        limit: Most sockets at a time.
-        ping_interval_s: As ``Keepalive``.
-        ping_timeout_s: As ``Keepalive``.
+        relay: Delivers events.
+        settings: How many sockets there may be, and how long each thing may take.
 
     """
 
-    def __init__(
-        self,
-        hub: Hub,
-        projection: Projection,
-        *,
-        limit: int,
-        ping_interval_s: float,
-        ping_timeout_s: float,
-    ) -> None:
-        self.hub: Final = hub
-        self.projection: Final = projection
-        self.flusher: Final = Flusher(asyncio.get_running_loop())
-        self.tasks: Final = TaskSet("sockets")
-        self.keepalive: Final = Keepalive(
-            interval_s=ping_interval_s, timeout_s=ping_timeout_s, on_dead=self._on_dead
+    def __init__(self, relay: Relay, settings: Settings) -> None:
+        self.relay: Final = relay
+        self.flusher: Final = Flusher(
+            asyncio.get_running_loop(), stall_limit_s=settings.websocket_stall_timeout
         )
-        self._limit: Final = limit
+        self.closings: Final = TaskSet("closings")
+        self.login_s: Final = settings.websocket_auth_timeout
+        self.keepalive: Final = Keepalive(
+            interval_s=settings.websocket_ping_interval,
+            timeout_s=settings.websocket_ping_timeout,
+            on_dead=self._on_dead,
+        )
+        self._limit: Final = settings.websocket_max_connections_total
         self._open: Final[set[Connection]] = set()
+        self._closing = False
 
     def _on_dead(self, one: Alive) -> None:
         if isinstance(one, Connection):
@@ -70,10 +64,13 @@ class Sockets:
         """Refuse a handshake that cannot become a socket.
 
         Raises:
-            Unavailable: The process is full.
+            Unavailable: The process is full, or about to end.
             Forbidden: The page is not one that may.
 
         """
+        if self._closing:
+            REFUSED.labels("closing").inc()
+            raise Unavailable("The server restarts.")
         if self.is_full:
             REFUSED.labels("full").inc()
             raise Unavailable("No more sockets here.", retry_after=5)
@@ -100,9 +97,10 @@ class Sockets:
 
     async def close_all(self) -> None:
         """Tell all to reconnect elsewhere, at once, waiting for nobody longer than for all."""
+        self._closing = True
         for one in list(self._open):
             one.close(WSCloseCode.SERVICE_RESTART, "restarting")
-        await self.tasks.join()
+        await self.closings.join()
 
 
 SOCKETS: Final = web.AppKey("sockets", Sockets)
@@ -132,10 +130,10 @@ def _route(dialect: Dialect) -> Callable[[web.Request], Awaitable[web.StreamResp
             request,
             ws,
             dialect,
-            hub=sockets.hub,
-            projection=sockets.projection,
+            relay=sockets.relay,
             flusher=sockets.flusher,
-            tasks=sockets.tasks,
+            closings=sockets.closings,
+            login_s=sockets.login_s,
         )
         sockets.add(connection)
         try:

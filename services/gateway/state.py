@@ -7,6 +7,7 @@ behind the known one neither, and after the end no position counts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from enum import Enum
 from typing import Final
@@ -14,11 +15,20 @@ from typing import Final
 import msgspec
 
 from shared import events
-from shared.events import LifecycleEvent, UploadProgress
+from shared.events import LifecycleEvent, MalformedEvent, UploadProgress
 from shared.percent import percent_of
 from shared.times import rfc3339
 
-__all__ = ["Change", "ProgressState", "change_of", "fold", "from_fields", "move", "to_fields"]
+__all__ = [
+    "Change",
+    "ProgressState",
+    "change_of",
+    "fold",
+    "from_fields",
+    "move",
+    "require_writable",
+    "to_fields",
+]
 
 
 class Change(Enum):
@@ -68,10 +78,14 @@ class ProgressState(msgspec.Struct, frozen=True, kw_only=True):
         """Whether no position can change it any more."""
         return self.status != "uploading"
 
+    def is_ahead_of(self, other: ProgressState) -> bool:
+        """Whether it tells something that ``other``, of the same upload, does not."""
+        return (self.seq, self.bytes_uploaded) > (other.seq, other.bytes_uploaded)
+
     @property
     def percentage(self) -> float:
-        """Percent of the bytes; exactly 100.0 only when all are safe."""
-        complete = self.status == "completed"
+        """Percent of the bytes; exactly 100.0 once all were safe, also after a deletion."""
+        complete = self.status == "completed" or self.completed_at is not None
         return percent_of(self.bytes_uploaded, self.total_bytes, complete=complete)
 
     @property
@@ -87,6 +101,10 @@ class ProgressState(msgspec.Struct, frozen=True, kw_only=True):
 
 _LONGEST_MS: Final = 365 * 86_400_000
 """An estimate beyond a year is none."""
+_LATEST_MS: Final = 250_000_000_000_000
+"""In the year 9892: with an estimate on top it can still be written as RFC 3339."""
+_LARGEST: Final = 2**63 - 1
+"""Bytes. No store holds more, and beyond it not every client's numbers reach."""
 
 _CHANGES: Final[Mapping[type, Change]] = {
     events.UploadCreated: Change.CREATED,
@@ -114,14 +132,29 @@ def change_of(event: LifecycleEvent) -> Change:
     return _CHANGES.get(type(event), Change.JOB)
 
 
+def require_writable(event: LifecycleEvent) -> None:
+    """Refuse an event that would spoil the state of its upload for every reader.
+
+    Raises:
+        MalformedEvent: A time is none that RFC 3339 can write, or a size is absurd.
+
+    """
+    if max(event.at, event.upload.created_at) > _LATEST_MS:
+        raise MalformedEvent(f"{type(event).__name__}: a time is beyond the year 9892")
+    if max(event.offset, event.upload.size or 0) > _LARGEST:
+        raise MalformedEvent(f"{type(event).__name__}: a size is beyond 63 bits")
+
+
 def fold(state: ProgressState | None, event: LifecycleEvent) -> ProgressState | None:
     """Return the state after a lifecycle event, or ``None`` if the event is not newer."""
     if state is not None and event.seq <= state.seq:
         return None
     facts, change = event.upload, change_of(event)
     before = state.bytes_uploaded if state is not None else 0
+    size = state.total_bytes if state is not None and facts.size is None else facts.size
     status = _STATUS.get(change) or _kept_status(state, change)
     done = status == "completed"
+    error_code, error_message = _error(state, event, status)
     return ProgressState(
         session_id=event.upload_id,
         seq=event.seq,
@@ -129,35 +162,37 @@ def fold(state: ProgressState | None, event: LifecycleEvent) -> ProgressState | 
         tenant=facts.tenant,
         status=status,
         bytes_uploaded=max(before, event.offset),
-        total_bytes=facts.size,
+        total_bytes=size,
         upload_speed=0.0,
         filename=facts.filename,
         content_type=facts.content_type,
         started_at=facts.created_at,
         last_updated=event.at,
-        completed_at=_completed_at(state, event, change),
+        completed_at=_completed_at(state, event, status),
         video_id=event.upload_id if done else None,
         analysis_id=facts.job_id if done else None,
         redirect_url=_redirect_url(state, event),
-        error_message=_error(event)[1],
-        error_code=_error(event)[0],
+        error_message=error_message,
+        error_code=error_code,
         metadata=facts.metadata,
     )
 
 
 def _kept_status(state: ProgressState | None, change: Change) -> str:
     """Return the status where the event says nothing of it: jobs begin when bytes are safe."""
-    if state is not None:
+    if state is not None and state.is_over:
         return state.status
     return "completed" if change is Change.JOB else "uploading"
 
 
 def _completed_at(
-    state: ProgressState | None, event: LifecycleEvent, change: Change
+    state: ProgressState | None, event: LifecycleEvent, status: str
 ) -> int | None:
-    if change in {Change.COMPLETED, Change.DUPLICATE}:
+    known = state.completed_at if state is not None else None
+    if isinstance(event, events.UploadCompleted | events.UploadDuplicate):
         return event.at
-    return state.completed_at if state is not None else None
+    # What follows completion may be all that is left of an upload's events.
+    return event.at if known is None and status == "completed" else known
 
 
 def _redirect_url(state: ProgressState | None, event: LifecycleEvent) -> str | None:
@@ -166,11 +201,16 @@ def _redirect_url(state: ProgressState | None, event: LifecycleEvent) -> str | N
     return state.redirect_url if state is not None else None
 
 
-def _error(event: LifecycleEvent) -> tuple[str | None, str | None]:
+def _error(
+    state: ProgressState | None, event: LifecycleEvent, status: str
+) -> tuple[str | None, str | None]:
+    """Return code and message; what follows a failure does not undo it."""
     if isinstance(event, events.UploadFailed):
         return event.error_code, event.error_message or "The upload failed."
     if isinstance(event, events.UploadExpired):
         return "SESSION_EXPIRED", "The upload was not continued in time."
+    if state is not None and status == "error":
+        return state.error_code, state.error_message
     return None, None
 
 
@@ -181,13 +221,15 @@ def move(state: ProgressState, position: UploadProgress) -> ProgressState | None
     """
     if state.is_over or position.offset < state.bytes_uploaded:
         return None
+    if position.at > _LATEST_MS or max(position.offset, position.size or 0) > _LARGEST:
+        return None
     if position.offset == state.bytes_uploaded and position.at <= state.last_updated:
         return None
     return msgspec.structs.replace(
         state,
         bytes_uploaded=position.offset,
         total_bytes=position.size if position.size is not None else state.total_bytes,
-        upload_speed=position.speed,
+        upload_speed=max(position.speed, 0.0) if math.isfinite(position.speed) else 0.0,
         last_updated=max(position.at, state.last_updated),
     )
 
@@ -217,6 +259,17 @@ def to_fields(state: ProgressState) -> dict[str, str]:
 
 def from_fields(fields: Mapping[bytes, bytes]) -> ProgressState | None:
     """Return the state in a hash; ``None`` if there is none, or it is not one of ours."""
+    try:
+        state = msgspec.convert(_values(fields), ProgressState, strict=False)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+    times = (state.started_at, state.last_updated, state.completed_at or 0)
+    sizes = (state.bytes_uploaded, state.total_bytes or 0)
+    sane = min(*times, *sizes) >= 0 and max(times) <= _LATEST_MS and max(sizes) <= _LARGEST
+    return state if sane and math.isfinite(state.upload_speed) else None
+
+
+def _values(fields: Mapping[bytes, bytes]) -> dict[str, object]:
     values: dict[str, object] = {}
     for name in _FIELDS:
         key = f"{name}_ms" if name in _TIMES else name
@@ -227,10 +280,7 @@ def from_fields(fields: Mapping[bytes, bytes]) -> ProgressState | None:
             values[name] = text.decode()
         else:
             values[name] = None
-    try:
-        return msgspec.convert(values, ProgressState, strict=False)
-    except msgspec.ValidationError:
-        return None
+    return values
 
 
 _TEXTS: Final = {"filename", "content_type", "session_id", "user_id", "tenant", "status"}

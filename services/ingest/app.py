@@ -11,11 +11,11 @@ from services.ingest.handlers import (
     SETTINGS,
     UPLOADS,
     add_tus_header,
-    add_tus_routes,
 )
 from services.ingest.location import Locations
 from services.ingest.progress import ProgressReporter
 from services.ingest.records import GROUP, SessionRecords
+from services.ingest.routes import add_tus_routes
 from services.ingest.settings import Settings
 from services.ingest.status import add_status_route
 from services.ingest.trimming import trim_events

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import wraps
 from typing import Final
@@ -14,16 +14,26 @@ from services.ingest import tus
 from services.ingest.errors import BodyStalled, Gone, Locked
 from services.ingest.location import COLLECTION, Locations
 from services.ingest.receive import Ended
-from services.ingest.request_body import RequestBody, invite_later
+from services.ingest.request_body import RequestBody, close_uninvited
 from services.ingest.settings import Settings
-from services.ingest.uploads import Uploads, disk_error
+from services.ingest.uploads import Uploads, refusing
 from services.ingest.writers import Lease
-from shared.blobs.store import BlobWriter, Stored, UploadNotFound
-from shared.errors import ApiError, InvalidRequest, NotFound, PayloadTooLarge, Unavailable
-from shared.identity import principal_of, public
-from shared.sidecar import SidecarDamaged
+from shared.blobs.store import BlobWriter, Stored
+from shared.errors import ApiError, InvalidRequest, PayloadTooLarge, Unavailable
+from shared.identity import principal_of
 
-__all__ = ["LOCATIONS", "SETTINGS", "UPLOADS", "add_tus_header", "add_tus_routes"]
+__all__ = [
+    "LOCATIONS",
+    "SETTINGS",
+    "UPLOADS",
+    "add_tus_header",
+    "append_chunk",
+    "create_upload",
+    "discover",
+    "look_at_upload",
+    "read_offset",
+    "terminate_upload",
+]
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -34,23 +44,11 @@ SETTINGS: Final = web.AppKey("ingest_settings", Settings)
 TusHandler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def add_tus_routes(router: web.UrlDispatcher) -> None:
-    """Register collection and uploads."""
-    one = COLLECTION + "/{upload_id}"
-    router.add_route("OPTIONS", COLLECTION, discover)
-    router.add_route("OPTIONS", one, discover)
-    router.add_post(COLLECTION, create_upload, expect_handler=invite_later)
-    router.add_head(one, read_offset)
-    router.add_get(one, look_at_upload, allow_head=False)
-    router.add_patch(one, append_chunk, expect_handler=invite_later)
-    router.add_delete(one, terminate_upload)
-    router.add_post(one, overridden, expect_handler=invite_later)
-
-
 async def add_tus_header(request: web.Request, response: web.StreamResponse) -> None:
     """Put the version on every answer below the collection, errors included (item 4)."""
     if request.path.startswith(COLLECTION):
         response.headers["Tus-Resumable"] = tus.VERSION
+        close_uninvited(request, response)
 
 
 def speaks_tus(handler: TusHandler) -> TusHandler:
@@ -59,18 +57,11 @@ def speaks_tus(handler: TusHandler) -> TusHandler:
     @wraps(handler)
     async def wrapped(request: web.Request) -> web.StreamResponse:
         try:
-            return await handler(request)
-        except UploadNotFound:
-            return _refusal(NotFound("There is no such upload."))
-        except SidecarDamaged as exc:
-            log.error("sidecar_damaged", error=str(exc))
-            return _refusal(ApiError("The record of this upload is damaged."))
+            with refusing():
+                tus.check_given_once(request.headers)
+                return await handler(request)
         except ApiError as exc:
             return _refusal(exc)
-        except ConnectionError:
-            raise  # the client has gone
-        except OSError as exc:
-            return _refusal(disk_error(exc))
 
     return wrapped
 
@@ -83,7 +74,6 @@ def _refusal(error: ApiError) -> web.Response:
     return response
 
 
-@public
 async def discover(request: web.Request) -> web.Response:
     """OPTIONS: say what is supported, to anyone, in any version (items 34 to 36)."""
     headers = {"Tus-Version": tus.VERSION, "Tus-Extension": tus.EXTENSIONS}
@@ -96,12 +86,6 @@ async def discover(request: web.Request) -> web.Response:
 @speaks_tus
 async def create_upload(request: web.Request) -> web.StreamResponse:
     """POST: open an upload; a body of the right type is its first piece."""
-    override = request.headers.get("X-HTTP-Method-Override")
-    if override is not None:
-        if override.upper() == "OPTIONS":
-            return await discover(request)
-        if override.upper() != "POST":
-            raise web.HTTPMethodNotAllowed(override, ["OPTIONS", "POST"])
     uploads, settings = request.app[UPLOADS], request.app[SETTINGS]
     tus.check_version(request.headers)
     max_size = settings.upload_max_file_size
@@ -132,8 +116,8 @@ async def create_upload(request: web.Request) -> web.StreamResponse:
 
 
 def _has_piece(request: web.Request) -> bool:
-    """Tell whether the POST carries bytes; another type's body is ignored (item 67)."""
-    if not request.body_exists or "Content-Type" not in request.headers:
+    """Tell whether the POST carries bytes, be it none; others' bodies are ignored (item 67)."""
+    if "Content-Type" not in request.headers:
         return False
     declared = request.headers["Content-Type"].partition(";")[0].strip().lower()
     if declared != tus.CHUNK_TYPE:
@@ -152,17 +136,21 @@ async def append_chunk(request: web.Request) -> web.StreamResponse:
     tus.check_version(request.headers)
     provided = tus.parse_count(request.headers, "Upload-Offset")
     tus.check_chunk_type(request.headers)
-    async with _writing(request) as lease:
+    async with _writing(request, provided=provided) as lease:
         await _receive(request, lease, provided=provided)
         return web.Response(status=204, headers=_progress_headers(request, lease))
 
 
 @asynccontextmanager
-async def _writing(request: web.Request) -> AsyncIterator[Lease]:
-    """Hold the caller's unexpired upload; ownership is checked before anyone is disturbed."""
+async def _writing(
+    request: web.Request, *, provided: int | None = None
+) -> AsyncIterator[Lease]:
+    """Hold the caller's unexpired upload; refuse what can be before anyone is disturbed."""
     uploads, upload_id = request.app[UPLOADS], request.match_info["upload_id"]
     stored = await uploads.find(upload_id, principal_of(request))
     _refuse_expired(uploads, stored)
+    if provided is not None:
+        tus.check_not_passed(provided, stored.offset)
     async with uploads.writers.writing(upload_id) as lease:
         yield lease
 
@@ -227,13 +215,11 @@ async def read_offset(request: web.Request) -> web.StreamResponse:
         return web.Response(status=200, headers=_state_headers(request, lease.writer))
 
 
+@speaks_tus
 async def look_at_upload(request: web.Request) -> web.StreamResponse:
     """GET: outside tus; where the file is, once it is one, else how far it is (item 174)."""
     uploads, upload_id = request.app[UPLOADS], request.match_info["upload_id"]
-    try:
-        stored = await uploads.find(upload_id, principal_of(request))
-    except UploadNotFound:
-        raise NotFound("There is no such upload.") from None
+    stored = await uploads.find(upload_id, principal_of(request))
     headers = _state_headers(request, stored)
     if stored.sidecar.status == "completed":
         headers["Location"] = f"/api/v1/storage/{upload_id}"
@@ -250,23 +236,6 @@ async def terminate_upload(request: web.Request) -> web.StreamResponse:
     async with uploads.writers.writing(upload_id) as lease:
         await uploads.terminate(lease.writer)
     return web.Response(status=204)
-
-
-_OVERRIDES: Final[Mapping[str, TusHandler]] = {
-    "PATCH": append_chunk,
-    "DELETE": terminate_upload,
-    "HEAD": read_offset,
-    "OPTIONS": discover,
-    "GET": look_at_upload,
-}
-
-
-async def overridden(request: web.Request) -> web.StreamResponse:
-    """POST on an upload: the method in ``X-HTTP-Method-Override``, or nothing (item 10)."""
-    method = request.headers.get("X-HTTP-Method-Override", "POST").upper()
-    if method not in _OVERRIDES:
-        raise web.HTTPMethodNotAllowed(method, sorted(_OVERRIDES))
-    return await _OVERRIDES[method](request)
 
 
 def _progress_headers(request: web.Request, lease: Lease) -> dict[str, str]:

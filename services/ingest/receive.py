@@ -23,7 +23,8 @@ _BATCH: Final = 4 * 1024 * 1024
 _LINGER_S: Final = 0.1
 """How long bytes of a slow client wait for company before they are written."""
 
-_RESCHEDULE_S: Final = 1.0
+_GRAIN_S: Final = 1.0
+"""How exactly silence is measured: moving the deadline at every read would cost too much."""
 
 
 class Ended(Enum):
@@ -52,7 +53,7 @@ async def receive(
         body: Where the bytes come from.
         lease: The right to write, held by the caller.
         room: Most bytes to take; ``None`` is no limit.
-        idle_s: Longest silence, in seconds.
+        idle_s: Longest silence, in seconds; a little more is forgiven, never less.
         on_progress: Called with the upload's offset after each write.
 
     Raises:
@@ -61,10 +62,14 @@ async def receive(
     """
     pump = _Pump(body, lease, room, on_progress)
     loop = asyncio.get_running_loop()
+    grain_s = min(_GRAIN_S, idle_s / 4)
+    patience_s = idle_s + grain_s
     try:
-        async with asyncio.timeout(idle_s) as deadline:
+        async with asyncio.timeout(patience_s) as deadline:
             lease.when_asked(lambda: deadline.reschedule(loop.time()))
-            return await pump.run(lambda: deadline.reschedule(loop.time() + idle_s))
+            return await pump.run(
+                lambda: deadline.reschedule(loop.time() + patience_s), every_s=grain_s
+            )
     except TimeoutError:
         return Ended.ASKED if lease.asked else Ended.STALLED
     finally:
@@ -89,9 +94,11 @@ class _Pump:
         self._pieces: list[bytes] = []
         self._size = 0
         self._writing: asyncio.Future[None] | None = None
+        self._end = lease.writer.offset
+        """Where the upload ends once all that was given to the disk is there."""
 
-    async def run(self, alive: Callable[[], None]) -> Ended:
-        """Read to the end; ``alive`` is called now and then while bytes come."""
+    async def run(self, alive: Callable[[], None], *, every_s: float) -> Ended:
+        """Read to the end; ``alive`` is called every so often while bytes come."""
         loop = asyncio.get_running_loop()
         said_at = loop.time()
         while True:
@@ -110,7 +117,7 @@ class _Pump:
             if self._size >= _BATCH:
                 await self._start_write()
             now = loop.time()
-            if now - said_at > _RESCHEDULE_S and self._lease.asked is None:
+            if now - said_at > every_s and self._lease.asked is None:
                 said_at = now
                 alive()
 
@@ -134,19 +141,23 @@ class _Pump:
     async def _start_write(self) -> None:
         """Hand the batch to the disk, once it is done with the one before."""
         await self._written()
+        self._end += self._size
         pieces, self._pieces, self._size = self._pieces, [], 0
         self._writing = asyncio.ensure_future(self._lease.writer.write(pieces))
 
     async def _written(self) -> None:
-        """Wait for the write under way; after one that failed nothing may follow it."""
+        """Wait for the write under way; after one that failed nothing may follow it.
+
+        Its error does not show when the wait is cancelled, but its offset does.
+        """
         writing, self._writing = self._writing, None
         if writing is None:
             return
         try:
             await writing
-        except OSError:
-            self._pieces, self._size = [], 0
-            raise
+        finally:
+            if self._lease.writer.offset != self._end:
+                self._pieces, self._size = [], 0
         self._on_progress(self._lease.writer.offset)
 
     async def flush(self) -> None:

@@ -15,7 +15,9 @@ from typing import Final
 from aiohttp import ClientError, HttpVersion11, web
 from aiohttp.http_exceptions import HttpProcessingError
 
-__all__ = ["BodyCut", "RequestBody", "invite_later"]
+__all__ = ["BodyCut", "RequestBody", "close_uninvited", "invite_later"]
+
+_INVITED: Final = web.RequestKey("invited", bool)
 
 
 async def invite_later(request: web.Request) -> None:
@@ -27,6 +29,17 @@ async def invite_later(request: web.Request) -> None:
     """
     if request.headers.get("Expect", "").lower() != "100-continue":
         raise web.HTTPExpectationFailed(text="Only 100-continue is understood.")
+
+
+def close_uninvited(request: web.Request, response: web.StreamResponse) -> None:
+    """Close after an answer to a client that still waits to be invited.
+
+    It may send the body or leave it out (RFC 9110 section 10.1.1), so nobody could tell where
+    its next request begins. Call it before the response's headers are sent.
+    """
+    if "Expect" in request.headers and _INVITED not in request:
+        response.force_close()
+        response.headers["Connection"] = "close"
 
 
 class BodyCut(Exception):
@@ -46,6 +59,7 @@ class RequestBody:
         if "Expect" in self._request.headers and self._request.version >= HttpVersion11:
             await self._request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             self._request.writer.output_size = 0  # no byte of the answer is out yet
+        self._request[_INVITED] = True
 
     async def read(self) -> bytes:
         """Return what has arrived, at least one byte; ``b""`` at the end of the body.
@@ -58,7 +72,9 @@ class RequestBody:
             raise BodyCut
         try:
             return await self._content.readany()
-        except (ConnectionError, ClientError, HttpProcessingError, RuntimeError) as exc:
+        except (OSError, ClientError, HttpProcessingError, RuntimeError) as exc:
+            # OSError and not ConnectionError: a network that went away is a TimeoutError or
+            # "no route to host" when the kernel gives up.
             self._cut = True
             rest = self._content._read_nowait(-1)
             if rest:

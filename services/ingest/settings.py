@@ -16,14 +16,19 @@ class Settings(CommonSettings, frozen=True, kw_only=True):
     """What ingest is told. Sizes are bytes, times are seconds unless the name says hours."""
 
     upload_max_file_size: Annotated[
-        int, msgspec.Meta(ge=0, description="largest upload in bytes; 0 = no limit")
+        int, msgspec.Meta(ge=0, lt=10**18, description="largest upload in bytes; 0 = no limit")
     ] = 524_288_000
     upload_session_timeout_hours: Annotated[
-        float, msgspec.Meta(gt=0, description="hours without a byte after which an upload ends")
+        float,
+        msgspec.Meta(
+            gt=0, le=87_600, description="hours without a byte after which an upload ends"
+        ),
     ] = 24
     upload_idle_timeout: Annotated[
         float,
-        msgspec.Meta(gt=0, description="seconds without a byte after which a request ends"),
+        msgspec.Meta(
+            gt=0, le=86_400, description="seconds without a byte after which a request ends"
+        ),
     ] = 60
     upload_fsync: Annotated[
         FsyncPolicy,

@@ -11,8 +11,7 @@ import msgspec
 from aiohttp import web
 
 from services.ingest.handlers import UPLOADS
-from shared.blobs.store import Stored, UploadNotFound
-from shared.errors import NotFound
+from shared.blobs.store import Stored
 from shared.identity import principal_of
 from shared.percent import percent_of
 from shared.times import rfc3339
@@ -46,12 +45,7 @@ def add_status_route(router: web.UrlDispatcher) -> None:
 
 async def read_status(request: web.Request) -> web.Response:
     """Answer with the state of the caller's upload."""
-    try:
-        stored = await request.app[UPLOADS].find(
-            request.match_info["token"], principal_of(request)
-        )
-    except UploadNotFound:
-        raise NotFound("There is no such upload.") from None
+    stored = await request.app[UPLOADS].find(request.match_info["token"], principal_of(request))
     return json_response(status_of(stored), headers={"Cache-Control": "no-store"})
 
 

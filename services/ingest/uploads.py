@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import errno
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import structlog
@@ -21,8 +23,8 @@ from services.ingest.settings import Settings
 from services.ingest.tus import Creation
 from services.ingest.writers import Lease, Writers
 from shared.blobs.filesystem import FilesystemStore
-from shared.blobs.store import BlobWriter, Stored
-from shared.errors import Forbidden, StorageFull, Unavailable
+from shared.blobs.store import BlobWriter, Stored, UploadNotFound
+from shared.errors import ApiError, Forbidden, NotFound, StorageFull, Unavailable
 from shared.events import (
     UploadCancelled,
     UploadCompleted,
@@ -31,10 +33,10 @@ from shared.events import (
 )
 from shared.identity import Principal
 from shared.outbox import Outbox
-from shared.sidecar import Sidecar, new_id
+from shared.sidecar import Sidecar, SidecarDamaged, new_id
 from shared.times import now_ms
 
-__all__ = ["Uploads", "disk_error"]
+__all__ = ["Uploads", "refusing"]
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -46,12 +48,33 @@ RECEIVING = Gauge("ingest_receiving", "Requests whose body is being received.")
 _NO_ROOM: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-def disk_error(exc: OSError) -> StorageFull | Unavailable:
+def _disk_error(exc: OSError) -> StorageFull | Unavailable:
     """Return what to tell a client when the disk refuses; nothing acknowledged is lost."""
     log.error("disk_refused", error=repr(exc))
     if exc.errno in _NO_ROOM:
         return StorageFull("There is no room for more bytes. What was acknowledged is kept.")
     return Unavailable("The store failed. What was acknowledged is kept.")
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Turn what the store raises into what a client is told.
+
+    Raises:
+        ApiError: Instead of what the store raised.
+
+    """
+    try:
+        yield
+    except UploadNotFound:
+        raise NotFound("There is no such upload.") from None
+    except SidecarDamaged as exc:
+        log.error("sidecar_damaged", error=str(exc))
+        raise ApiError("The record of this upload is damaged.") from exc
+    except ConnectionError:
+        raise  # the client has gone
+    except OSError as exc:
+        raise _disk_error(exc) from exc
 
 
 class Uploads:
@@ -85,11 +108,13 @@ class Uploads:
         """Return the caller's upload, without disturbing whoever writes to it.
 
         Raises:
+            NotFound: There is none.
             Forbidden: It is somebody else's. Checked before anything is touched.
-            UploadNotFound, SidecarDamaged: As ``BlobStore.read``.
+            ApiError: Its record is damaged, or the disk refuses.
 
         """
-        stored = await self.store.read(upload_id)
+        with refusing():
+            stored = await self.store.read(upload_id)
         facts = stored.sidecar.facts
         if not caller.owns(user_id=facts.user_id, tenant=facts.tenant):
             raise Forbidden("This upload belongs to somebody else.")

@@ -7,6 +7,7 @@ was answered, and no lagging stream or wiped Redis hides it.
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import Final
 
 from shared.blobs.filesystem import FilesystemStore, FilesystemWriter
@@ -18,10 +19,14 @@ from shared.outbox import Outbox
 from shared.sidecar import is_upload_id
 from shared.times import now_ms
 
-__all__ = ["Files"]
+__all__ = ["FileDamaged", "Files"]
 
 _ACQUIRE_S: Final = 5.0
 _RETRY_S: Final = 0.05
+
+
+class FileDamaged(Exception):
+    """The bytes on the disk are not those of the upload; they must not be served as if."""
 
 
 class Files:
@@ -57,17 +62,24 @@ class Files:
             raise _unknown()
         return stored
 
-    async def open(self, file_id: str) -> int:
+    async def open(self, found: Stored) -> int:
         """Return a descriptor of a file's bytes; it stays good when the file is deleted.
 
         Raises:
             NotFound: It has been deleted meanwhile.
+            FileDamaged: It does not have the bytes that were uploaded.
 
         """
+        sidecar = found.sidecar
         try:
-            return await self._store.open_blob(file_id)
+            fd = await self._store.open_blob(sidecar.upload_id)
         except UploadNotFound:
             raise _unknown() from None
+        size = os.fstat(fd).st_size
+        if size != sidecar.size:
+            os.close(fd)
+            raise FileDamaged(f"{size} bytes instead of {sidecar.size}")
+        return fd
 
     async def delete(self, file_id: str, caller: Principal) -> None:
         """Delete the caller's file: the tombstone first, then the bytes, then the event.

@@ -12,7 +12,7 @@ from aiohttp.typedefs import Handler
 from prometheus_client import Counter
 
 from services.storage.disposition import content_disposition, safe_content_type
-from services.storage.files import Files
+from services.storage.files import FileDamaged, Files
 from services.storage.ranges import Selection, content_range, select
 from services.storage.sendfile import send_file
 from services.storage.settings import Settings
@@ -56,6 +56,9 @@ def _explains_failures(handler: Handler) -> Handler:
         except SidecarDamaged as exc:
             log.error("sidecar_damaged", error=str(exc))
             raise ApiError("The record of this file is damaged.") from None
+        except FileDamaged as exc:
+            log.error("file_damaged", error=str(exc))
+            raise ApiError("This file is damaged.") from None
         except ConnectionError:
             raise  # the client has gone
         except OSError as exc:
@@ -70,7 +73,7 @@ async def download(request: web.Request) -> web.StreamResponse:
     """GET and HEAD: the file, or the part of it that was asked for."""
     files, file_id = request.app[FILES], request.match_info["file_id"]
     stored = await files.find(file_id, principal_of(request))
-    fd = await files.open(file_id)
+    fd = await files.open(stored)
     try:
         etag = f'"{file_id}"'  # the bytes of an id never change
         modified_s = int((stored.sidecar.completed_at or 0) / 1000)

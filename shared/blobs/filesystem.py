@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import os
+import stat
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +38,20 @@ _DISK_THREADS: Final = 16
 
 _SHARDS: Final = tuple(f"{number:02x}" for number in range(256))
 _SURVEY_BATCH: Final = 256
+
+_READ: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+
+
+def _checked(upload_id: str) -> str:
+    if not sidecars.is_upload_id(upload_id):
+        raise ValueError(f"no upload id: {upload_id!r}")
+    return upload_id
+
+
+def _regular(look: os.stat_result) -> os.stat_result:
+    if not stat.S_ISREG(look.st_mode):  # as opening it would say
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+    return look
 
 
 class FilesystemStore:
@@ -62,7 +78,7 @@ class FilesystemStore:
                 (self.root / name).mkdir(mode=0o700, parents=True, exist_ok=True)
             probe = self.root / f".probe-{os.getpid()}"
             probe.write_bytes(b"")
-            probe.unlink()
+            probe.unlink(missing_ok=True)  # in containers, all have the same pid
         except OSError as exc:
             raise StartupError(
                 f"DATA_DIR: {self.root} is not writable ({exc.strerror}): "
@@ -73,16 +89,23 @@ class FilesystemStore:
         """Tell whether the root is there and writable; a look, no write."""
         return os.access(self.root, os.W_OK | os.X_OK)
 
-    async def run(self, job: Callable[..., T], *args: object) -> T:
+    async def run(
+        self, job: Callable[..., T], *args: object, undo: Callable[[T], object] | None = None
+    ) -> T:
         """Run a blocking call in a disk thread, to its end even if the caller is cancelled.
 
         A cancelled caller must not close a file descriptor that a thread still writes to.
+        What the call returned is then given to ``undo``, because nobody else gets it.
         """
         future = asyncio.get_running_loop().run_in_executor(self._threads, job, *args)
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
-            await asyncio.wait([future])
+            while not future.done():
+                with contextlib.suppress(asyncio.CancelledError):  # cancelled once more
+                    await asyncio.wait([future])
+            if undo is not None and future.exception() is None:
+                undo(future.result())
             raise
 
     def close(self) -> None:
@@ -97,15 +120,13 @@ class FilesystemStore:
                 from ever naming a file outside the root.
 
         """
-        if not sidecars.is_upload_id(upload_id):
-            raise ValueError(f"no upload id: {upload_id!r}")
-        return self.root / upload_id[:2] / f"{upload_id}{suffix}"
+        return self.root / upload_id[:2] / f"{_checked(upload_id)}{suffix}"
 
     def _marker(self, due: Due) -> Path:
-        return self.root / "due" / f"{due.upload_id}.{due.seq}"
+        return self.root / "due" / f"{_checked(due.upload_id)}.{due.seq}"
 
     def _question(self, upload_id: str) -> Path:
-        return self.root / "ask" / upload_id
+        return self.root / "ask" / _checked(upload_id)
 
     # Reading.
 
@@ -120,11 +141,11 @@ class FilesystemStore:
             raise UploadNotFound(upload_id)
         for suffix in (".part", "", ".part"):  # a rename may fall between two looks
             with contextlib.suppress(FileNotFoundError):
-                stat = os.stat(self.path(upload_id, suffix))
+                look = _regular(os.lstat(self.path(upload_id, suffix)))
                 return Stored(
                     sidecar=sidecar,
-                    offset=stat.st_size,
-                    modified_at=stat.st_mtime,
+                    offset=look.st_size,
+                    modified_at=look.st_mtime,
                     visible=not suffix,
                 )
         if sidecar.status == "failed":  # its bytes were removed, its record stays
@@ -141,10 +162,11 @@ class FilesystemStore:
 
         """
         try:
-            content = self.path(upload_id, ".info").read_bytes()
+            fd = os.open(self.path(upload_id, ".info"), _READ)
         except FileNotFoundError:
             raise UploadNotFound(upload_id) from None
-        record = sidecars.decode(content)
+        with os.fdopen(fd, "rb") as file:
+            record = sidecars.decode(file.read())
         if record.upload_id != upload_id:
             raise SidecarDamaged(f"the record of {record.upload_id} has another's name")
         return record
@@ -157,9 +179,7 @@ class FilesystemStore:
 
         """
         try:
-            return await self.run(
-                os.open, self.path(upload_id), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
-            )
+            return await self.run(os.open, self.path(upload_id), _READ, undo=os.close)
         except FileNotFoundError:
             raise UploadNotFound(upload_id) from None
 
@@ -169,16 +189,19 @@ class FilesystemStore:
         return await self.run(self._create, sidecar)
 
     def _create(self, sidecar: Sidecar) -> list[Due]:
+        upload_id = sidecar.upload_id
         flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
-        part = self.path(sidecar.upload_id, ".part")
-        os.close(os.open(part, flags, 0o600))
+        fd = os.open(self.path(upload_id, ".part"), flags, 0o600)
         try:
+            fcntl.flock(fd, fcntl.LOCK_EX)  # a sweep sees that this is no leftover
             return self.save(sidecar)
         except OSError:  # a full disk must not fill with the beginnings of uploads
-            for leftover in (part, self.path(sidecar.upload_id, ".info.new")):
-                leftover.unlink(missing_ok=True)
-            self._marker(Due(sidecar.upload_id, 1)).unlink(missing_ok=True)
+            for suffix in (".info", ".info.new", ".part"):
+                self.path(upload_id, suffix).unlink(missing_ok=True)
+            self._marker(Due(upload_id, 1)).unlink(missing_ok=True)
             raise
+        finally:
+            os.close(fd)
 
     def save(self, sidecar: Sidecar, *, mark: bool = True) -> list[Due]:
         """Replace a sidecar durably; return the events that are due. Blocking.
@@ -192,6 +215,8 @@ class FilesystemStore:
         upload_id = sidecar.upload_id
         if mark:
             self._marker(Due(upload_id, sidecar.outbox[-1].seq)).touch(mode=0o600)
+            if self.fsync != "never":
+                sync_directory(self.root / "due")
         target, fresh = self.path(upload_id, ".info"), self.path(upload_id, ".info.new")
         flags = os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
         fd = os.open(fresh, flags, 0o600)
@@ -204,14 +229,13 @@ class FilesystemStore:
         fresh.rename(target)
         if self.fsync != "never":
             sync_directory(target.parent)
-            sync_directory(self.root / "due")
         due = (Due(upload_id, event.seq) for event in sidecar.outbox)
         return [one for one in due if self._marker(one).exists()]
 
     async def acquire(self, upload_id: str) -> FilesystemWriter:
         if not sidecars.is_upload_id(upload_id):
             raise UploadNotFound(upload_id)
-        return await self.run(self._acquire, upload_id)
+        return await self.run(self._acquire, upload_id, undo=FilesystemWriter.release)
 
     def _acquire(self, upload_id: str) -> FilesystemWriter:
         fd = self._lock(upload_id)
@@ -237,9 +261,11 @@ class FilesystemStore:
                 continue
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            except OSError as exc:
                 os.close(fd)
-                raise UploadBusy(upload_id) from None
+                if isinstance(exc, BlockingIOError):
+                    raise UploadBusy(upload_id) from None
+                raise
             if os.fstat(fd).st_nlink:
                 return fd
             os.close(fd)  # removed between open and lock
@@ -248,7 +274,8 @@ class FilesystemStore:
     # Handing over.
 
     async def ask_release(self, upload_id: str) -> None:
-        await self.run(lambda: self._question(upload_id).touch(mode=0o600))
+        question = self._question(upload_id)
+        await self.run(lambda: question.touch(mode=0o600))
 
     async def release_asked(self) -> set[str]:
         return set(await self.run(os.listdir, self.root / "ask"))
@@ -257,11 +284,37 @@ class FilesystemStore:
 
     async def mark_published(self, due: Due, *, last: bool) -> None:
         def unlink() -> None:
-            self._marker(due).unlink(missing_ok=True)
-            if last:
+            if last:  # before the marker: a crash between must not leave it for good
                 self.path(due.upload_id, ".info").unlink(missing_ok=True)
+            self._marker(due).unlink(missing_ok=True)
 
         await self.run(unlink)
+
+    async def remove_unborn(self, upload_id: str, due: Sequence[Due]) -> None:
+        """Remove markers without a sidecar, and what else a crash left of a creation.
+
+        An upload that is being created just now is left alone, as its lock tells.
+        """
+        await self.run(self._remove_unborn, upload_id, due)
+
+    def _remove_unborn(self, upload_id: str, due: Sequence[Due]) -> None:
+        with contextlib.ExitStack() as stack:
+            try:
+                fd = self._lock(upload_id)
+            except UploadBusy:
+                return
+            except UploadNotFound:
+                is_empty = True
+            else:
+                stack.callback(os.close, fd)
+                is_empty = os.fstat(fd).st_size == 0
+            if self.path(upload_id, ".info").exists():  # it has been born meanwhile
+                return
+            if is_empty:  # else somebody has lost a sidecar, and wants the bytes
+                for suffix in (".part", ".info.new"):
+                    self.path(upload_id, suffix).unlink(missing_ok=True)
+            for one in due:
+                self._marker(one).unlink(missing_ok=True)
 
     async def remove_bytes(self, upload_id: str) -> None:
         """Remove the bytes that a crash left beside a tombstone."""
@@ -312,7 +365,8 @@ class FilesystemStore:
     def _load_all(self, upload_ids: Sequence[str]) -> list[Sidecar]:
         records = []
         for upload_id in upload_ids:
-            with contextlib.suppress(UploadNotFound, SidecarDamaged):
+            # One record that the disk does not give must not hide all others.
+            with contextlib.suppress(UploadNotFound, SidecarDamaged, OSError):
                 records.append(self.load(upload_id))
         return records
 
@@ -323,12 +377,11 @@ class FilesystemWriter:
     def __init__(self, store: FilesystemStore, fd: int, record: Sidecar) -> None:
         self._store: Final = store
         self._fd = fd
-        stat = os.fstat(fd)
         self.sidecar = record
         self.offset = os.lseek(fd, 0, os.SEEK_END)
-        self.modified_at = stat.st_mtime
+        self.modified_at = os.fstat(fd).st_mtime
         self.visible = not store.path(record.upload_id, ".part").exists()
-        self._safe = self.offset
+        self._safe = self.offset if store.fsync == "always" else 0
         """Bytes that are on stable storage; ``acquire`` has synced what was there before."""
 
     async def write(self, pieces: Sequence[bytes]) -> None:
@@ -339,7 +392,7 @@ class FilesystemWriter:
         try:
             self.offset += write_all(self._fd, pieces)
         except OSError:
-            self.offset = os.lseek(self._fd, 0, os.SEEK_END)
+            self.offset = os.lseek(self._fd, 0, os.SEEK_CUR)
             raise
         self.modified_at = time.time()
         if self._store.fsync == "always":
@@ -354,9 +407,10 @@ class FilesystemWriter:
             sync_data(self._fd)
         except OSError:
             # The kernel may have dropped the pages that failed, so nothing after the last
-            # good sync may ever be acknowledged.
+            # good sync may ever be acknowledged. Should the disk refuse to cut it off, then
+            # at least what comes next is written over it.
+            self.offset = os.lseek(self._fd, self._safe, os.SEEK_SET)
             os.ftruncate(self._fd, self._safe)
-            self.offset = os.lseek(self._fd, 0, os.SEEK_END)
             raise
         self._safe = self.offset
 
@@ -385,11 +439,30 @@ class FilesystemWriter:
         return await self._store.run(self._bury, tombstone)
 
     def _bury(self, tombstone: Sidecar) -> list[Due]:
-        due = self._record(tombstone)
+        try:
+            due = self._record(tombstone)
+        except OSError as exc:
+            if exc.errno not in {errno.ENOSPC, errno.EDQUOT}:
+                raise
+            self._make_room()  # or nothing could be deleted from a full disk
+            due = self._record(tombstone)
         self._store.unlink_bytes(tombstone.upload_id)
         return due
 
+    def _make_room(self) -> None:
+        """Free the bytes of an upload that is to end; hidden first, so nobody gets half."""
+        part = self._store.path(self.sidecar.upload_id, ".part")
+        if self.visible:
+            self._store.path(self.sidecar.upload_id).rename(part)
+            self.visible = False
+        os.ftruncate(self._fd, 0)
+        self.offset = self._safe = os.lseek(self._fd, 0, os.SEEK_SET)
+
     async def close(self) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Give the right up at once."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.ingest.tus_client import Tus, tracebacks
+from tests.ingest.evidence import tracebacks
+from tests.ingest.tus_client import Tus
 from tests.processes import RedisServer, ServiceProcess, running
 
 

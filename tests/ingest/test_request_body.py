@@ -9,15 +9,16 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import pytest
 from aiohttp import ClientError, web
 from aiohttp.http_exceptions import TransferEncodingError
-from aiohttp.test_utils import TestServer
 
 from services.ingest.request_body import BodyCut, RequestBody, invite_later
 from tests.ingest.wire import Connection, Cut, chunk, head_of
+from tests.processes import free_port
 
 BUFFERED = 100_000
 """Bytes that aiohttp buffers without pausing the socket."""
@@ -31,7 +32,7 @@ class Reader:
     go: asyncio.Event = field(default_factory=asyncio.Event)
     requests: asyncio.Queue[web.Request] = field(default_factory=asyncio.Queue)
     ends: asyncio.Queue[tuple[bytes, str]] = field(default_factory=asyncio.Queue)
-    after: list[type[BaseException]] = field(default_factory=list)
+    clients: ExitStack = field(default_factory=ExitStack)
 
     async def handle(self, request: web.Request) -> web.Response:
         """Read the body to its end; note what came and how it ended."""
@@ -51,6 +52,17 @@ class Reader:
             assert await body.read() == b""
             self.ends.put_nowait((got, "complete"))
         return web.Response(text="read")
+
+    def connect(self) -> Connection:
+        """Return a connection that is closed when the test ends."""
+        return self.clients.enter_context(Connection(self.port))
+
+    def begin(self, body: bytes, **framing: str) -> Connection:
+        """Send a request's head and some of its body."""
+        one = self.connect()
+        headers = {name.replace("_", "-"): value for name, value in framing.items()}
+        one.send(head_of("POST", "/", headers), body)
+        return one
 
     async def buffered(self, size: int) -> web.Request:
         """Return the request once aiohttp has so many bytes of its body."""
@@ -78,18 +90,16 @@ async def reader() -> AsyncIterator[Reader]:
     reader = Reader()
     app = web.Application()
     app.router.add_post("/", reader.handle, expect_handler=invite_later)
-    async with TestServer(app) as server:
-        assert server.port is not None
-        reader.port = server.port
-        yield reader
-
-
-def begin(reader: Reader, body: bytes, **framing: str) -> Connection:
-    """Send a request's head and some of its body."""
-    one = Connection(reader.port)
-    headers = {name.replace("_", "-"): value for name, value in framing.items()}
-    one.send(head_of("POST", "/", headers), body)
-    return one
+    reader.port = free_port()
+    # Not aiohttp's TestServer: that one cancels handlers whose client has gone.
+    runner = web.AppRunner(app, shutdown_timeout=1.0)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", reader.port).start()
+    try:
+        with reader.clients:
+            yield reader
+    finally:
+        await runner.cleanup()
 
 
 @pytest.mark.parametrize("how", ["fin", "rst", "half-close"])
@@ -97,29 +107,27 @@ def begin(reader: Reader, body: bytes, **framing: str) -> Connection:
 async def test_buffered_bytes_before_a_cut(reader: Reader, how: Cut, size: int) -> None:
     """Bytes that arrived before the connection ended come out before the end is told."""
     sent = bytes(range(256)) * (size // 256) + bytes(size % 256)
-    client = begin(reader, sent, Content_Length="1000000")
+    client = reader.begin(sent, Content_Length="1000000")
     request = await reader.buffered(size)
     client.cut(how)
     await until(lambda: request.content.exception() is not None)
     assert await reader.end() == (sent, "cut")
-    client.socket.close()
 
 
 @pytest.mark.parametrize("how", ["fin", "rst", "half-close"])
 async def test_cut_while_waiting(reader: Reader, how: Cut) -> None:
     """A reader that waits for more is told of the end, and loses nothing of before."""
     reader.go.set()
-    client = begin(reader, b"x" * 1000, Content_Length="1000000")
+    client = reader.begin(b"x" * 1000, Content_Length="1000000")
     await reader.buffered(1000)
     client.cut(how)
     assert await reader.end() == (b"x" * 1000, "cut")
-    client.socket.close()
 
 
 async def test_more_than_is_buffered(reader: Reader) -> None:
     """What still lies in the socket when the client closes comes out as well."""
     sent = bytes(range(256)) * 8000
-    client = Connection(reader.port)
+    client = reader.connect()
     client.send(head_of("POST", "/", {"Content-Length": "9000000"}))
     sending = asyncio.get_running_loop().run_in_executor(None, client.send, sent)
     await reader.buffered(BUFFERED)
@@ -143,7 +151,7 @@ async def test_more_than_is_buffered(reader: Reader) -> None:
 @pytest.mark.parametrize("how", ["fin", "rst"])
 async def test_cut_in_a_chunked_frame(reader: Reader, tail: bytes, kept: int, how: Cut) -> None:
     """A chunked body that ends within its framing gives all of its data that arrived."""
-    client = begin(reader, chunk(b"a" * 1000) + tail, Transfer_Encoding="chunked")
+    client = reader.begin(chunk(b"a" * 1000) + tail, Transfer_Encoding="chunked")
     request = await reader.buffered(1000 + kept)
     client.cut(how)
     await until(lambda: request.content.exception() is not None)
@@ -152,13 +160,16 @@ async def test_cut_in_a_chunked_frame(reader: Reader, tail: bytes, kept: int, ho
 
 @pytest.mark.parametrize("garbage", [b"xyz\r\n", b"-5\r\n", b"5;\x00\r\n", b"5\rhello"])
 async def test_broken_framing(reader: Reader, garbage: bytes) -> None:
-    """Framing that breaks ends the body; what came before it is kept."""
-    client = begin(reader, chunk(b"a" * 1000), Transfer_Encoding="chunked")
+    """Data before framing that breaks is kept; aiohttp tells of the end once the client goes.
+
+    Until then it looks like a client that is silent, which ends by its own limit.
+    """
+    client = reader.begin(chunk(b"a" * 1000), Transfer_Encoding="chunked")
     request = await reader.buffered(1000)
     client.send(garbage)
+    client.cut("fin")
     await until(lambda: request.content.exception() is not None)
     assert await reader.end() == (b"a" * 1000, "cut")
-    client.cut()
 
 
 @pytest.mark.parametrize("waiting", [False, True])
@@ -180,31 +191,29 @@ async def test_every_error_of_a_connection(
     """Whatever aiohttp says of a lost connection, buffered bytes come first, then the end."""
     if waiting:
         reader.go.set()
-    client = begin(reader, b"x" * BUFFERED, Content_Length="1000000")
+    reader.begin(b"x" * BUFFERED, Content_Length="1000000")
     request = await reader.buffered(BUFFERED)
     if waiting:
         await until(lambda: request.content._waiter is not None)
     request.content.set_exception(error)
     assert await reader.end() == (b"x" * BUFFERED, "cut")
-    client.cut()
 
 
 @pytest.mark.parametrize("size", [0, 1, 3_000_000])
 async def test_complete(reader: Reader, size: int) -> None:
     """A complete body ends with an empty piece, and keeps on ending so."""
     reader.go.set()
-    client = Connection(reader.port)
+    client = reader.connect()
     sent = bytes(size)
     loop = asyncio.get_running_loop()
     await loop.run_in_executor(None, client.request, "POST", "/", {}, sent)
     assert await reader.end() == (sent, "complete")
     assert (await loop.run_in_executor(None, client.read)).status == 200
-    client.cut()
 
 
 async def test_closed_after_a_complete_body(reader: Reader) -> None:
     """A client that leaves right after its last byte has sent a complete body."""
-    client = begin(reader, b"x" * 500, Content_Length="500")
+    client = reader.begin(b"x" * 500, Content_Length="500")
     request = await reader.buffered(500)
     client.cut("fin")
     await until(lambda: request.transport is None)
@@ -219,7 +228,7 @@ async def test_invitation(
     reader: Reader, version: str, expect: str, statuses: list[int]
 ) -> None:
     """A client that asks for it is invited once the body is wanted, not before."""
-    client = begin(reader, b"", Content_Length="5", Expect=expect)
+    client = reader.begin(b"", Content_Length="5", Expect=expect)
     await reader.buffered(0)
     client.socket.setblocking(False)
     with pytest.raises(BlockingIOError):
@@ -232,23 +241,20 @@ async def test_invitation(
     final = await loop.run_in_executor(None, client.read)
     assert [interim, final.status] == statuses
     assert await reader.end() == (b"hello", "complete")
-    client.cut()
 
 
 async def test_no_invitation_in_http_10(reader: Reader) -> None:
     """A client of HTTP/1.0 gets no interim response."""
-    client = Connection(reader.port)
+    client = reader.connect()
     head = b"POST / HTTP/1.0\r\nHost: a\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n"
     client.send(head, b"hello")
     reader.go.set()
     answer = await asyncio.get_running_loop().run_in_executor(None, client.read)
     assert (answer.status, answer.interim) == (200, ())
-    client.cut()
 
 
 async def test_other_expectations(reader: Reader) -> None:
     """An expectation that nobody knows is refused."""
-    client = begin(reader, b"", Content_Length="5", Expect="tea")
+    client = reader.begin(b"", Content_Length="5", Expect="tea")
     answer = await asyncio.get_running_loop().run_in_executor(None, client.read)
     assert answer.status == 417
-    client.cut()

@@ -40,7 +40,17 @@ BAD_METADATA = [
     *(",", "a,", ",a", "a,,b", " ,a"),  # an empty key
     *("a YQ==,a Yg==", "a,a", "a YQ==,b,a"),  # a doubled key
     *("ä YQ==", "a\tb YQ==", "\x01 YQ==", "\udcff YQ=="),  # no plain ASCII
-    *("a YQ", "a YQ=", "a ====", "a YQ==YQ==", "a Y Q==", "a  YQ=="),  # no Base64
+    *(
+        "a YQ",
+        "a YQ=",
+        "a ====",
+        "a YQ==YQ==",
+        "a YWJj=",
+        "a YWJj====",
+        "a =",
+        "a Y Q==",
+        "a  YQ==",
+    ),  # no Base64
     *("a -_-_", "a YQ==;x", "a \x00", "a ä", "a YQ== YQ==", "a\tYQ=="),
     ",".join(f"key{n}" for n in range(33)),  # too many
     "a," * 10_000,

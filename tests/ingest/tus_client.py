@@ -1,37 +1,18 @@
-"""A tus client that does what a test tells it, right or wrong; and a look behind the server."""
+"""A tus client that does what a test tells it, right or wrong."""
 
 from __future__ import annotations
 
 import base64
-import hashlib
-import os
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 from urllib.parse import urlsplit
 
-import redis
-
 from services.ingest.location import COLLECTION
-from shared import events
-from shared.sidecar import Sidecar, decode
-from shared.streams import event_stream, partition_of
-from tests.ingest.wire import Answer, Connection, ask, connection, head_of
-from tests.processes import ServiceProcess, wait_until
+from shared.sidecar import new_id
+from tests.ingest.wire import Answer, Connection, ask, head_of
+from tests.processes import wait_until
 
-__all__ = [
-    "CHUNK",
-    "TUS",
-    "Tus",
-    "blob",
-    "digest",
-    "lifecycle",
-    "metadata",
-    "sidecar",
-    "snapshot",
-    "tracebacks",
-    "wait_for_offset",
-]
+__all__ = ["CHUNK", "TUS", "Tus", "id_of", "metadata", "unknown", "wait_for_offset"]
 
 TUS: Final = {"Tus-Resumable": "1.0.0"}
 CHUNK: Final = {**TUS, "Content-Type": "application/offset+octet-stream"}
@@ -120,7 +101,7 @@ class Tus:
     def many_patches(self, path: str, pieces: list[bytes]) -> int:
         """Send the pieces one after another on one connection; return the last offset."""
         offset = 0
-        with connection(self.port) as one:
+        with Connection(self.port) as one:
             for piece in pieces:
                 headers = {**self._extra, **CHUNK, "Upload-Offset": str(offset)}
                 one.request("PATCH", path, headers, piece)
@@ -146,60 +127,6 @@ def id_of(path: str) -> str:
     return path.rpartition("/")[2]
 
 
-def blob(data_dir: Path, path: str) -> bytes:
-    """Return the bytes that the store has of an upload, complete or not."""
-    upload_id = id_of(path)
-    for suffix in ("", ".part"):
-        file = data_dir / "blobs" / upload_id[:2] / f"{upload_id}{suffix}"
-        if file.exists():
-            return file.read_bytes()
-    raise AssertionError(f"no bytes of {upload_id}")
-
-
-def sidecar(data_dir: Path, path: str) -> Sidecar:
-    """Return the record that the store has of an upload."""
-    upload_id = id_of(path)
-    return decode((data_dir / "blobs" / upload_id[:2] / f"{upload_id}.info").read_bytes())
-
-
-def snapshot(data_dir: Path) -> dict[str, tuple[int, str]]:
-    """Return size and SHA-256 of every file below the data folder; directories too."""
-    found = {}
-    for folder, _, names in os.walk(data_dir):
-        found[str(Path(folder).relative_to(data_dir)) + "/"] = (0, "")
-        for name in names:
-            content = (Path(folder) / name).read_bytes()
-            found[str((Path(folder) / name).relative_to(data_dir))] = (
-                len(content),
-                digest(content),
-            )
-    return found
-
-
-def digest(content: bytes) -> str:
-    """Return the SHA-256 in hex."""
-    return hashlib.sha256(content).hexdigest()
-
-
-def lifecycle(redis_url: str, path: str, partitions: int = 16) -> list[events.LifecycleEvent]:
-    """Return the lifecycle events of an upload that are on the stream now, oldest first."""
-    upload_id = id_of(path)
-    client: Any = redis.Redis.from_url(redis_url)
-    try:
-        entries = client.xrange(event_stream(partition_of(upload_id, partitions)))
-    finally:
-        client.close()
-    wanted = upload_id.encode()
-    return [events.decode(fields[b"d"]) for _, fields in entries if fields[b"i"] == wanted]
-
-
-_FAULTS: Final = (
-    *("Traceback", '"exception"', '"level": "error"', '"level": "critical"'),
-    *("never retrieved", "never awaited"),
-)
-
-
-def tracebacks(service: ServiceProcess) -> list[str]:
-    """Return the lines of a service's log that tell of an exception or an error."""
-    lines = service.log.read_text().splitlines()
-    return [line for line in lines if any(mark in line for mark in _FAULTS)]
+def unknown() -> str:
+    """Return the path of an upload that is not there."""
+    return f"{COLLECTION}/{new_id()}"

@@ -8,13 +8,13 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Final, Literal, Self
 
 from multidict import CIMultiDict
 
-__all__ = ["Answer", "Connection", "Cut", "Headers", "ask", "chunk", "connection", "head_of"]
+__all__ = ["Answer", "Connection", "Cut", "Headers", "ask", "chunk", "head_of"]
 
 Headers = Mapping[str, str] | Iterable[tuple[str, str]]
 Cut = Literal["fin", "rst", "half-close"]
@@ -49,12 +49,18 @@ def chunk(data: bytes) -> bytes:
 
 
 class Connection:
-    """One connection to a server on this machine."""
+    """One connection to a server on this machine; as a context it is closed at the end."""
 
     def __init__(self, port: int, *, host: str = "127.0.0.1") -> None:
         self.socket: Final = socket.create_connection((host, port), timeout=LIMIT_S)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._seen = b""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
 
     def send(self, *parts: bytes) -> None:
         """Send all of it."""
@@ -137,19 +143,9 @@ class Connection:
         self.socket.close()
 
 
-@contextlib.contextmanager
-def connection(port: int) -> Iterator[Connection]:
-    """Be connected as long as the context lasts."""
-    one = Connection(port)
-    try:
-        yield one
-    finally:
-        one.socket.close()
-
-
 def ask(port: int, method: str, target: str, headers: Headers, body: bytes = b"") -> Answer:
     """Send one request on a connection of its own; return the answer."""
-    with connection(port) as one:
+    with Connection(port) as one:
         # A server may refuse and close before it has read all of the body.
         with contextlib.suppress(ConnectionError):
             one.request(method, target, headers, body)

@@ -173,7 +173,7 @@ def test_positions_are_no_lifecycle_events(name: str) -> None:
 @pytest.mark.parametrize("field", ["upload_id", "seq", "at", "upload"])
 def test_a_missing_required_field_is_malformed(field: str) -> None:
     """An event that cannot say what it is about is its writer's fault."""
-    with pytest.raises(MalformedEvent, match="upload.completed"):
+    with pytest.raises(MalformedEvent, match=r"upload\.completed"):
         events.decode(payload(**{field: ...}))
 
 

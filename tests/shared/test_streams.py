@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import time
 import zlib
@@ -56,7 +57,7 @@ def test_names_carry_literal_braces() -> None:
 
 def test_partitions_never_change() -> None:
     """An upload is in the same partition in every build: CRC-32, unsigned."""
-    assert [partition_of(one, 16) for one in (A, B)] == [12, 1]
+    assert [partition_of(one, 16) for one in (A, B)] == [5, 12]
     assert partition_of(A, 1) == 0
     assert partition_of(A, 100) == zlib.crc32(A.encode()) % 100
 
@@ -150,10 +151,8 @@ def test_positions_that_do_not_fit_their_ids_are_malformed(
 @given(st.dictionaries(st.sampled_from([b"p", b"n", b"i", b"d", b"x"]), st.binary(max_size=40)))
 def test_any_fields_are_read_or_malformed(fields: dict[bytes, bytes]) -> None:
     """Nothing on a stream can raise what a reader does not expect."""
-    try:
+    with contextlib.suppress(MalformedEvent):
         unpack_positions(read_ids(fields))
-    except MalformedEvent:
-        pass
 
 
 def test_positions_may_grow() -> None:
@@ -165,14 +164,15 @@ def test_positions_may_grow() -> None:
 def test_ids_of_entries_sort_as_numbers() -> None:
     """As text, 9-1 would come after 10-0."""
     ids = [b"9-1", b"10-0", b"10-9", b"10-10", b"1735732800250-0"]
-    assert sorted(reversed(ids), key=entry_order) == ids
+    shuffled = [ids[n] for n in (3, 0, 4, 2, 1)]
+    assert sorted(shuffled, key=entry_order) == ids
     assert entry_order(b"5") == (5, 0)
 
 
 async def test_streams_are_read_raw(any_redis: Redis) -> None:
     """Entries come back by key, with ids and fields as bytes."""
-    one = await any_redis.execute_command("XADD", "s", "*", "i", "x", "d", b"\xff")
-    two = await any_redis.execute_command("XADD", "t", "*", "i", "y", "d", b"")
+    one = await command(any_redis, "XADD", "s", "*", "i", "x", "d", b"\xff")
+    two = await command(any_redis, "XADD", "t", "*", "i", "y", "d", b"")
     reply = await command(any_redis, "XREAD", "STREAMS", "s", "t", "none", "0", "0", "0")
     assert entries_of(reply) == [
         ("s", [(one, {b"i": b"x", b"d": b"\xff"})]),
@@ -195,12 +195,12 @@ async def test_a_pipeline_tells_which_command_was_refused(any_redis: Redis) -> N
 async def test_a_cancelled_command_never_answers_another(any_redis: Redis) -> None:
     """A reply that nobody waits for any more is not taken for the next one's."""
     for number in range(5):
-        await any_redis.execute_command("CLIENT", "PAUSE", 50)
+        await command(any_redis, "CLIENT", "PAUSE", 50)
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.01):
                 await command(any_redis, "ECHO", f"lost-{number}")
         assert await command(any_redis, "ECHO", f"kept-{number}") == b"kept-%d" % number
-        await any_redis.execute_command("CLIENT", "PAUSE", 50)
+        await command(any_redis, "CLIENT", "PAUSE", 50)
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.01):
                 await pipelined(any_redis, [("ECHO", "lost"), ("ECHO", "lost")])
@@ -232,7 +232,7 @@ async def test_a_dead_server_is_told_at_once() -> None:
 async def test_a_silent_server_is_given_up(any_redis_server: RedisServer) -> None:
     """A server that accepts but does not answer counts as away after the socket timeout."""
     client = connect(f"{any_redis_server.url}?socket_timeout=0.1")
-    await client.execute_command("CLIENT", "PAUSE", 200)
+    await command(client, "CLIENT", "PAUSE", 200)
     with pytest.raises(REDIS_FAILURES):
         await command(client, "PING")
     await client.aclose()

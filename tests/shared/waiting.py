@@ -26,9 +26,13 @@ async def eventually(check: Callable[[], Any], what: str, limit_s: float = 15.0)
 
 
 async def stop(task: asyncio.Task[None]) -> None:
-    """Cancel a job and wait for its end; raise what it died of, if it did before."""
-    task.cancel()
-    await asyncio.wait([task])
+    """Cancel a job and wait for its end; raise what it died of, if it did before.
+
+    Cancels again and again, as ``shared.lifecycle.background`` does and tells why.
+    """
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=0.1)
     if not task.cancelled():
         task.result()
 

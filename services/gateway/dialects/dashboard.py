@@ -82,11 +82,13 @@ class Dashboard:
         if token is not None and not isinstance(token, str):
             return Message(Malformed("token must be a string."))
         kind = fields.get("type")
+        if kind is not None and not isinstance(kind, str):
+            return Message(Malformed("type must be a string."), token)
         if kind in {None, "authenticate"} and token is not None:
             return Message(None, token)
         return Message(self._request(kind, fields.get("session_id")), token)
 
-    def _request(self, kind: object, session_id: object) -> Request:
+    def _request(self, kind: str | None, session_id: object) -> Request:
         if kind == "ping":
             return Ping()
         if kind == "get_stats":

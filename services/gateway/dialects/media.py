@@ -35,7 +35,9 @@ class Media:
         if state.status in _ENDS:
             kind, status, message = _ENDS[state.status]
             message = state.error_message or message
-        elif change is Change.CREATED or not state.bytes_uploaded:
+        elif change is Change.CREATED or (
+            change is Change.SNAPSHOT and not state.bytes_uploaded
+        ):
             kind, status, message = "created", "created", None
         else:
             kind, status, message = "progress", "uploading", None

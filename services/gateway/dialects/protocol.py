@@ -10,7 +10,6 @@ from services.gateway.state import Change, ProgressState
 from shared.identity import Principal
 
 __all__ = [
-    "Authenticate",
     "Dialect",
     "GetStats",
     "Malformed",
@@ -32,12 +31,6 @@ class Unsubscribe(msgspec.Struct, frozen=True):
     """Watch it no more."""
 
     upload_id: str
-
-
-class Authenticate(msgspec.Struct, frozen=True):
-    """Say who is calling."""
-
-    token: str
 
 
 class Ping(msgspec.Struct, frozen=True):

@@ -1,0 +1,94 @@
+"""One watched upload, and one socket that watches. What happens to them, the hub decides."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from services.gateway.dialects.protocol import Dialect
+from services.gateway.outbound import Outbound
+from services.gateway.state import ProgressState, fold, move
+from shared.events import LifecycleEvent, UploadProgress
+from shared.identity import Principal
+
+__all__ = ["Topic", "Watcher"]
+
+
+class Watcher:
+    """One socket, as the hub knows it."""
+
+    __slots__ = ("__weakref__", "asked", "caller", "declined", "dialect", "outbound", "topics")
+
+    def __init__(self, dialect: Dialect, outbound: Outbound, caller: Principal) -> None:
+        self.dialect: Final = dialect
+        self.outbound: Final = outbound
+        self.caller = caller
+        self.topics: Final[set[Topic]] = set()
+        self.asked: Final[set[str]] = set()
+        """Uploads it has asked for and is not granted yet."""
+        self.declined: Final[set[str]] = set()
+        """Uploads of its owner that it does not want to follow."""
+
+
+class Topic:
+    """One watched upload: its newest state, and who watches it."""
+
+    __slots__ = ("_early", "_known", "_position", "state", "upload_id", "waiting", "watchers")
+
+    def __init__(self, upload_id: str) -> None:
+        self.upload_id: Final = upload_id
+        self.state: ProgressState | None = None
+        """``None`` until it is read or told; nobody has joined before."""
+        self.watchers: Final[dict[Dialect, dict[Watcher, None]]] = {}
+        self.waiting = 0
+        """Subscriptions that are being granted."""
+        self._early: list[LifecycleEvent] = []
+        self._position: UploadProgress | None = None
+        self._known: Final = asyncio.Event()
+
+    def keep(self, told: LifecycleEvent | UploadProgress) -> None:
+        """Keep what arrives before there is a state; ``learn`` folds it in."""
+        if isinstance(told, UploadProgress):
+            self._position = told
+        else:
+            self._early.append(told)
+            self._known.set()
+
+    def learn(self, recorded: ProgressState | None) -> ProgressState | None:
+        """Return the first state: what is recorded, with what has arrived meanwhile."""
+        state = recorded
+        for event in sorted(self._early, key=lambda one: one.seq):
+            state = fold(state, event) or state
+        if state is not None and self._position is not None:
+            state = move(state, self._position) or state
+        if state is not None:
+            self.become(state)
+        return state
+
+    def become(self, state: ProgressState) -> None:
+        """Take on a state; wakes those who wait for the first one."""
+        self.state = state
+        self._early.clear()
+        self._position = None
+        self._known.set()
+
+    async def known(self, timeout_s: float) -> None:
+        """Return when something is known of the upload, or after so many seconds."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._known.wait()
+        except TimeoutError:
+            pass
+
+    def join(self, watcher: Watcher) -> None:
+        """Add a watcher."""
+        self.watchers.setdefault(watcher.dialect, {})[watcher] = None
+        watcher.topics.add(self)
+
+    def leave(self, watcher: Watcher) -> None:
+        """Remove a watcher."""
+        of_dialect = self.watchers.get(watcher.dialect, {})
+        of_dialect.pop(watcher, None)
+        if not of_dialect:
+            self.watchers.pop(watcher.dialect, None)
+        watcher.topics.discard(self)

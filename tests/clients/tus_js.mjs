@@ -1,0 +1,32 @@
+// Uploads a file with tus-js-client and tells on stdout, in JSON lines, how it goes.
+//
+//   node tus_js.mjs ENDPOINT FILE [OPTIONS]
+//
+// OPTIONS is a JSON object of options for tus-js-client. Lines: {"url"}, {"retry", "reason"},
+// and at the end {"done": bytes} or {"failed": reason} with exit code 1.
+
+import { createReadStream } from "node:fs";
+import { basename } from "node:path";
+import { Upload } from "tus-js-client";
+
+const [endpoint, path, options = "{}"] = process.argv.slice(2);
+const say = (line) => process.stdout.write(`${JSON.stringify(line)}\n`);
+const brief = (error) => error.message.slice(0, 300);
+
+const upload = new Upload(createReadStream(path), {
+  endpoint,
+  metadata: { filename: basename(path), filetype: "application/octet-stream" },
+  retryDelays: [0, 50, 100, 200, 500, 1000, 1000, 1000, 1000, 1000],
+  onUploadUrlAvailable: () => say({ url: upload.url }),
+  onShouldRetry: (error, attempt) => {
+    say({ retry: attempt, reason: brief(error) });
+    return true;
+  },
+  onSuccess: () => say({ done: upload.options.uploadSize ?? upload._size }),
+  onError: (error) => {
+    say({ failed: brief(error) });
+    process.exitCode = 1;
+  },
+  ...JSON.parse(options),
+});
+upload.start();

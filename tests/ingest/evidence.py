@@ -1,0 +1,114 @@
+"""What an upload leaves behind: in the data folder, on the streams, in the log."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any, Final
+
+import redis
+
+from shared import events
+from shared.sidecar import Sidecar, decode
+from shared.streams import event_stream, partition_of
+from tests.ingest.tus_client import id_of
+from tests.processes import RedisServer, ServiceProcess, wait_until
+
+__all__ = [
+    "blob",
+    "completed_once",
+    "digest",
+    "files_of",
+    "lifecycle",
+    "no_file_is_left",
+    "sidecar",
+    "snapshot",
+    "tracebacks",
+]
+
+
+def blob(data_dir: Path, path: str) -> bytes:
+    """Return the bytes that the store has of an upload, complete or not."""
+    upload_id = id_of(path)
+    for suffix in ("", ".part"):
+        file = data_dir / "blobs" / upload_id[:2] / f"{upload_id}{suffix}"
+        if file.exists():
+            return file.read_bytes()
+    raise AssertionError(f"no bytes of {upload_id}")
+
+
+def sidecar(data_dir: Path, path: str) -> Sidecar:
+    """Return the record that the store has of an upload."""
+    upload_id = id_of(path)
+    return decode((data_dir / "blobs" / upload_id[:2] / f"{upload_id}.info").read_bytes())
+
+
+def snapshot(data_dir: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file below the data folder, and the names of directories.
+
+    Waits until the events of what happened before are published, since that removes markers.
+    """
+    due = data_dir / "blobs" / "due"
+    wait_until(lambda: not os.listdir(due), "no event is due", limit_s=20)
+    found = {}
+    for folder, _, names in os.walk(data_dir):
+        found[folder] = ""
+        for name in names:
+            file = Path(folder) / name
+            found[str(file)] = digest(file.read_bytes())
+    return found
+
+
+def files_of(data_dir: Path, path: str) -> list[str]:
+    """Return the paths of an upload's files: bytes, record, and markers of due events."""
+    found = (data_dir / "blobs").rglob(f"{id_of(path)}*")
+    return [str(file) for file in found if file.parent.name != "ask"]
+
+
+def digest(content: bytes) -> str:
+    """Return the SHA-256 in hex."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def lifecycle(redis_url: str, path: str, partitions: int = 16) -> list[events.LifecycleEvent]:
+    """Return the lifecycle events of an upload that are on the stream now, oldest first."""
+    upload_id = id_of(path)
+    client: Any = redis.Redis.from_url(redis_url)
+    try:
+        entries = client.xrange(event_stream(partition_of(upload_id, partitions)))
+    finally:
+        client.close()
+    wanted = upload_id.encode()
+    return [events.decode(fields[b"d"]) for _, fields in entries if fields[b"i"] == wanted]
+
+
+_FAULTS: Final = (
+    *("Traceback", '"exception"', '"level": "error"', '"level": "critical"'),
+    *("never retrieved", "never awaited"),
+)
+
+
+def tracebacks(service: ServiceProcess) -> list[str]:
+    """Return the lines of a service's log that tell of an exception or an error."""
+    lines = service.log.read_text().splitlines()
+    return [line for line in lines if any(mark in line for mark in _FAULTS)]
+
+
+def completed_once(server: RedisServer, path: str) -> None:
+    """Wait until an upload's events are on the stream; check that it completed once."""
+
+    def kinds() -> list[str]:
+        return [type(event).__name__ for event in lifecycle(server.url, path)]
+
+    wait_until(lambda: len(kinds()) >= 2, "the events are published", kinds, limit_s=20)
+    assert kinds() == ["UploadCreated", "UploadCompleted"]
+
+
+def no_file_is_left(data_dir: Path, path: str) -> None:
+    """Wait until an upload has left no file, not even a marker."""
+
+    def left() -> list[str]:
+        return files_of(data_dir, path)
+
+    wait_until(lambda: not left(), "no file is left", left, limit_s=10)
