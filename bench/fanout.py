@@ -1,13 +1,17 @@
-"""Fan-out of one upload's progress to 1,000 sockets: frames at the receiver, against bounds.
+"""Fan-out of progress to 1,000 sockets: frames at the receiver, against bounds.
 
 What is compared
     The bound sends one frame a socket with one ``send()``, round after round, and never waits.
     The gateway takes its events from Redis, so it is fed in two ways. *Flood*: 400 events a
     second, more than anyone can send to 1,000 sockets; it thins them, as it is made to, and
     what counts is what arrived. One event folds into the next only before it is sent, so at
-    most one frame a socket leaves in a turn: the same work a frame as the bound's. *Each
+    most one frame an upload and socket leaves in a turn. *Each
     event*: the next one is written when the last has reached every socket, so nothing can be
     thinned and no frame is missed; between events the gateway waits for Redis.
+
+    All that in two scenes: sockets that watch one upload (one frame a write is all there can
+    be), and the sockets of a user who has eight uploads under way (what comes in together
+    goes out in one write).
 
 Which figure
     ``frames/s`` is the plain rate at the receivers. ``frames per CPU second`` divides by the
@@ -74,25 +78,43 @@ class _Run(NamedTuple):
 Pace = Callable[[Feed, Load], Awaitable[None]]
 
 
+class _Scene(NamedTuple):
+    title: str
+    path: str
+    """What the sockets open; ``{}`` stands for an upload's id."""
+    uploads: int
+
+
+_SCENES: Final = (
+    _Scene("Fan-out of one upload's progress", "/api/v1/ws/{}", 1),
+    _Scene("Fan-out of a user's eight uploads", "/ws/upload-progress", 8),
+)
+
+
 def report(repeat: int) -> str:
+    """Measure all scenes; return the Markdown sections."""
+    return "\n\n".join(_report(scene, repeat) for scene in _SCENES)
+
+
+def _report(scene: _Scene, repeat: int) -> str:
     """Measure all subjects in turn, ``repeat`` times; return the Markdown section."""
     with scratch() as directory:
         payload = directory / "payload"
-        payload.write_bytes(asyncio.run(_one_frame()))
+        payload.write_bytes(asyncio.run(_one_frame(scene)))
         c_bound = compiled("bounds/fanout.c", "bench.bounds.fanout", directory)
         aiohttp_bound = (sys.executable, "-m", "bench.bounds.send_str")
         subjects: dict[str, Callable[[], _Run]] = {
             "bound: one `send()` a frame": partial(_bound, c_bound, payload),
             "aiohttp, `await ws.send_str`": partial(_bound, aiohttp_bound, payload),
-            "gateway, flood": partial(_gateway, directory, _flood),
-            "gateway, each event": partial(_gateway, directory, _lockstep),
+            "gateway, flood": partial(_gateway, scene, directory, _flood),
+            "gateway, each event": partial(_gateway, scene, directory, _lockstep),
         }
         runs: dict[str, list[_Run]] = {name: [] for name in subjects}
         for _ in range(repeat):
             for name, measure in subjects.items():
                 settle()
                 runs[name].append(measure())
-        return _render(runs, len(payload.read_bytes()))
+        return _render(scene, runs, len(payload.read_bytes()))
 
 
 def _bound(command: Sequence[str], payload: Path) -> _Run:
@@ -102,34 +124,36 @@ def _bound(command: Sequence[str], payload: Path) -> _Run:
         return asyncio.run(_watch(server, load, None))
 
 
-def _gateway(directory: Path, pace: Pace) -> _Run:
+def _gateway(scene: _Scene, directory: Path, pace: Pace) -> _Run:
     with (
-        _fed_gateway() as (server, path, redis_url, upload_id),
+        _fed_gateway(scene) as (server, path, redis_url, upload_ids),
         opened(server.port, path, _SOCKETS, directory) as load,
     ):
-        return asyncio.run(_feed_and_watch(server, load, redis_url, upload_id, pace))
+        return asyncio.run(_feed_and_watch(server, load, redis_url, upload_ids, pace))
 
 
 @contextmanager
-def _fed_gateway() -> Iterator[tuple[Server, str, str, str]]:
-    """Yield a gateway and an upload that it knows: real ingest created it, and has ended."""
+def _fed_gateway(scene: _Scene) -> Iterator[tuple[Server, str, str, list[str]]]:
+    """Yield a gateway and uploads that it knows: real ingest created them, and has ended."""
     with scratch() as data, embedded_redis(data) as redis_url:
         with service("ingest", redis_url, data) as ingest:
             client = Connection(ingest.port)
-            upload_id = client.create("/api/v1/uploads", SIZE).rsplit("/", 1)[1]
+            urls = [client.create("/api/v1/uploads", SIZE) for _ in range(scene.uploads)]
             client.close()
+        upload_ids = [url.rsplit("/", 1)[1] for url in urls]
         with service("gateway", redis_url, data) as gateway:
-            yield gateway, f"/api/v1/ws/{upload_id}", redis_url, upload_id
+            yield gateway, scene.path.format(*upload_ids), redis_url, upload_ids
 
 
-async def _one_frame() -> bytes:
+async def _one_frame(scene: _Scene) -> bytes:
     """Return the payload of a progress frame, as the gateway sends it."""
-    with _fed_gateway() as (server, path, redis_url, upload_id):
+    with _fed_gateway(scene) as (server, path, redis_url, upload_ids):
         redis = connect(redis_url)
-        feed = Feed(redis, upload_id)
+        feed = Feed(redis, upload_ids)
         url = f"http://127.0.0.1:{server.port}{path}"
         async with aiohttp.ClientSession() as session, session.ws_connect(url) as ws:
-            await ws.receive_str(timeout=10)  # the snapshot
+            for _ in upload_ids:
+                await ws.receive_str(timeout=10)  # the snapshots
             await feed.add()
             text = await ws.receive_str(timeout=10)
         await redis.aclose()
@@ -145,10 +169,10 @@ async def _lockstep(feed: Feed, load: Load) -> None:
 
 
 async def _feed_and_watch(
-    server: Server, load: Load, redis_url: str, upload_id: str, pace: Pace
+    server: Server, load: Load, redis_url: str, upload_ids: list[str], pace: Pace
 ) -> _Run:
     redis = connect(redis_url)
-    feed = Feed(redis, upload_id)
+    feed = Feed(redis, upload_ids)
     feeding = asyncio.ensure_future(pace(feed, load))
     try:
         return await _watch(server, load, feeding)
@@ -202,7 +226,7 @@ async def _lapse(seconds: float, feeding: asyncio.Future[None] | None) -> None:
             one.result()
 
 
-def _render(runs: dict[str, list[_Run]], size: int) -> str:
+def _render(scene: _Scene, runs: dict[str, list[_Run]], size: int) -> str:
     bound, plain = list(runs.values())[:2]
     head = ["subject", "frames/s", "x bound", "x `send_str`", "frames per CPU s", "x bound"]
     head += [
@@ -231,4 +255,4 @@ def _render(runs: dict[str, list[_Run]], size: int) -> str:
         f"by a server: {closed}. Targets: x bound >= 0.50, x `send_str` >= 1.40. What "
         "the figures mean stands at the top of `bench/fanout.py`."
     ]
-    return tables.markdown("Fan-out of one upload's progress", notes, rows)
+    return tables.markdown(scene.title, notes, rows)

@@ -6,6 +6,7 @@ it means and in which unit; ``docs/settings.md`` is generated from it.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -108,14 +109,15 @@ def load(
 
     Args:
         kind: A struct of settings.
-        environ: Variables; an empty one counts as unset.
+        environ: Variables; one that is empty or blank counts as unset.
         defaults: Values, by variable, that replace the struct's own defaults.
 
     Raises:
         StartupError: A value is not allowed; names the variable, the value and the rule.
 
     """
-    chosen = {**(defaults or {}), **{name: text for name, text in environ.items() if text}}
+    given = {name: text for name, text in environ.items() if text.strip()}
+    chosen = {**(defaults or {}), **given}
     values: dict[str, Any] = {}
     for field in msgspec.structs.fields(kind):
         text = chosen.get(field.name.upper())
@@ -135,11 +137,14 @@ def _value(name: str, kind: Any, text: str) -> Any:
     elif plain is bool:
         raw = _TRUTHS.get(raw.lower(), raw)
     try:
-        return msgspec.convert(raw, kind, strict=False, dec_hook=_decode)
+        value = msgspec.convert(raw, kind, strict=False, dec_hook=_decode)
+        if value == math.inf:  # passes for greater than any least value
+            raise msgspec.ValidationError("Expected a finite number")
     except msgspec.ValidationError as exc:
         shown = "***" if _is_secret(kind) else repr(text)
         rule = re.sub(r"^(Expected|Invalid) ", lambda m: m[0].lower(), str(exc))
         raise StartupError(f"{name}={shown}: {rule}") from exc
+    return value
 
 
 def _decode(kind: type, value: object) -> object:
@@ -205,6 +210,6 @@ def bind_address(name: str, text: str) -> tuple[str, int]:
     """
     host, _, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
-    if not host or not port.isascii() or not port.isdecimal() or int(port) > 65535:
+    if not host or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
         raise StartupError(f"{name}={text!r}: expected host:port, such as 127.0.0.1:8080")
     return host, int(port)

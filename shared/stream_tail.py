@@ -115,7 +115,8 @@ class StreamTail:
             self._cursors[key] = entries[-1][0]
             READ.inc(len(entries))
             self._on_entries(key, entries)
-            await asyncio.sleep(0)  # a flood of entries must not starve the sockets
+        # What came in one read is written in one turn; then the sockets have theirs.
+        await asyncio.sleep(0)
 
     async def _look_back(self) -> bool:
         """Correct positions that are ahead of their stream; return whether one was.

@@ -55,7 +55,10 @@ class Hub:
         """The uploads that somebody watches."""
         return self._topics.keys()
 
-    # What comes in.
+    @property
+    def followers(self) -> list[Watcher]:
+        """The sockets that follow all uploads of their callers."""
+        return [one for group in self._followers.values() for one in group]
 
     def publish(self, event: LifecycleEvent) -> None:
         """Deliver a lifecycle event to all who watch its upload or follow its owner."""
@@ -75,8 +78,7 @@ class Hub:
         topic.become(state)
         self._deliver(topic, change_of(event), state)
         for watcher in tuple(followers or ()):
-            if topic.upload_id not in watcher.declined:
-                self._admit(watcher, topic)
+            self._admit(watcher, topic)
         self._drop_if_unwatched(topic)
 
     def advance(self, position: UploadProgress) -> None:
@@ -116,8 +118,6 @@ class Hub:
                 for watcher in tuple(watchers):  # who is too slow is dropped at once
                     watcher.outbound.put(frame, supersedes=topic)
 
-    # Who watches.
-
     async def subscribe(self, watcher: Watcher, upload_id: str) -> bool:
         """Let a socket watch an upload; its current state is the first thing it gets.
 
@@ -144,7 +144,8 @@ class Hub:
     def _admit(self, watcher: Watcher, topic: Topic) -> None:
         """Join and send the state: one step, so that no event falls between."""
         state = topic.state
-        if topic in watcher.topics or state is None:
+        unwanted = topic in watcher.topics or topic.upload_id in watcher.declined
+        if unwanted or state is None:
             return
         topic.join(watcher)
         payload = watcher.dialect.encode(Change.SNAPSHOT, state)
@@ -188,10 +189,7 @@ class Hub:
     def follow(self, watcher: Watcher, states: Iterable[ProgressState]) -> None:
         """Let a socket watch all uploads of its caller, those to come too.
 
-        Args:
-            watcher: The socket.
-            states: The uploads that there are, as of this very turn of the loop.
-
+        ``states`` are those that there are, as of this very turn of the loop.
         """
         self._followers.setdefault(_owner(watcher), {})[watcher] = None
         for recorded in states:
@@ -199,6 +197,7 @@ class Hub:
             if topic.state is None:
                 topic.learn(recorded)
             self._admit(watcher, topic)
+            self._drop_if_unwatched(topic)
 
     def unsubscribe(self, watcher: Watcher, upload_id: str) -> None:
         """Let a socket watch an upload no more, also when it follows the owner."""
@@ -206,7 +205,7 @@ class Hub:
         topic = self._topics.get(upload_id)
         if topic is None or topic not in watcher.topics:
             return
-        if self._follows(watcher):
+        if self.follows(watcher):
             watcher.declined.add(upload_id)
         topic.leave(watcher)
         self._drop_if_unwatched(topic)
@@ -242,11 +241,12 @@ class Hub:
             state = topic.state
             if state is not None and state.is_over and state.last_updated < before:
                 for watcher in [one for group in topic.watchers.values() for one in group]:
-                    if self._follows(watcher):
+                    if self.follows(watcher):
                         topic.leave(watcher)
                 self._drop_if_unwatched(topic)
 
-    def _follows(self, watcher: Watcher) -> bool:
+    def follows(self, watcher: Watcher) -> bool:
+        """Whether a socket follows all uploads of its caller."""
         return watcher in self._followers.get(_owner(watcher), ())
 
     def unfinished(self, *, before: int | None = None) -> list[str]:

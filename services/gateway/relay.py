@@ -21,7 +21,7 @@ from services.gateway.projection import Projection
 from services.gateway.recent import Recent
 from services.gateway.state import ProgressState, require_writable
 from shared import events
-from shared.events import LifecycleEvent, MalformedEvent, UnknownEvent
+from shared.events import LifecycleEvent, MalformedEvent, UnknownEvent, UploadProgress
 from shared.identity import Principal
 from shared.stream_tail import StreamTail
 from shared.streams import (
@@ -123,18 +123,21 @@ class Relay:
 
     def _on_entries(self, stream: str, entries: list[Entry]) -> None:
         lifecycle = stream.startswith("events:")
+        newest: dict[str, UploadProgress] = {}
         for entry_id, fields in entries:
             try:
                 if lifecycle:
                     self._on_event(events.decode(fields.get(b"d", b"")))
                 else:
-                    self._on_positions(stream, fields)
+                    self._on_positions(stream, fields, newest)
             except UnknownEvent as exc:
                 log.debug("event_skipped", entry=entry_id, tag=str(exc))
             except MalformedEvent as exc:  # the group parks it
                 log.error("event_malformed", entry=entry_id, error=str(exc))
             except Exception:  # one entry must not end the reading of all
                 log.exception("event_not_delivered", stream=stream, entry=entry_id)
+        for position in newest.values():
+            self.hub.advance(position)
 
     def _on_event(self, event: LifecycleEvent) -> None:
         require_writable(event)
@@ -143,7 +146,10 @@ class Relay:
         self._recent.remember(event)
         self.hub.publish(event)
 
-    def _on_positions(self, stream: str, fields: dict[bytes, bytes]) -> None:
+    def _on_positions(
+        self, stream: str, fields: dict[bytes, bytes], newest: dict[str, UploadProgress]
+    ) -> None:
+        """Note the newest position of each watched upload: one delivery a batch is enough."""
         entry = read_ids(fields)
         SEEN.labels("progress").inc(len(entry.ids))
         source = (stream, entry.producer)
@@ -152,7 +158,9 @@ class Relay:
             self._gap.set()
         self._numbers[source] = entry.number + 1
         for position in unpack_positions(entry, self.hub.watched):
-            self.hub.advance(position)
+            known = newest.get(position.upload_id)
+            if known is None or position.offset >= known.offset:
+                newest[position.upload_id] = position
 
     async def repair(self) -> None:
         """Read states again after a gap, and of silent uploads; forever."""
@@ -164,15 +172,26 @@ class Relay:
                 before = None
             except TimeoutError:
                 before = now_ms() - _SILENT_MS
+            gap = self._gap.is_set()
             self._gap.clear()
             try:
                 recorded = await self._projection.read_all(self.hub.unfinished(before=before))
+                if gap:
+                    await self._look_for_new_uploads()
             except REDIS_FAILURES as exc:
                 log.debug("repair_failed", error=repr(exc))
-                self._gap.set()
+                if gap:
+                    self._gap.set()
                 await asyncio.sleep(0.5)
                 continue
             await asyncio.sleep(_GRACE_S)
             for state in recorded.values():
                 self.hub.correct(state)
             self.hub.let_go(before=now_ms() - _FOLLOWED_MS)
+
+    async def _look_for_new_uploads(self) -> None:
+        """Let followers have what was created while nothing was heard."""
+        for watcher in self.hub.followers:
+            states = await self.sessions_of(watcher.caller)
+            if self.hub.follows(watcher):
+                self.hub.follow(watcher, states)

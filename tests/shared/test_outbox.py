@@ -369,7 +369,7 @@ async def test_more_uploads_than_the_queue_holds_are_published_again(
 ) -> None:
     """A wipe with many uploads waits for room instead of leaving some out."""
     creator = start_process(any_redis)
-    uploads = [await creator.create() for _ in range(40)]
+    uploads = [await creator.create() for _ in range(20)]
     await eventually(creator.all_published, "all are published")
     await any_redis.flushall()
     small = start_process(any_redis, queue_limit=3)

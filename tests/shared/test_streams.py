@@ -194,7 +194,7 @@ async def test_a_pipeline_tells_which_command_was_refused(any_redis: Redis) -> N
 
 async def test_a_cancelled_command_never_answers_another(any_redis: Redis) -> None:
     """A reply that nobody waits for any more is not taken for the next one's."""
-    for number in range(5):
+    for number in range(3):
         await command(any_redis, "CLIENT", "PAUSE", 50)
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.01):

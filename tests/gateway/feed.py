@@ -1,0 +1,66 @@
+"""Puts events on the streams as producers do, or hands them over as a group's entries."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from redis.asyncio import Redis
+
+from shared import events
+from shared.events import LifecycleEvent, UploadProgress
+from shared.stream_group import GroupEntry
+from shared.streams import (
+    Command,
+    event_stream,
+    flat_dict,
+    pack_positions,
+    partition_of,
+    pipelined,
+    progress_stream,
+)
+
+__all__ = ["PARTITIONS", "Feed", "entry"]
+
+PARTITIONS: Final = 2
+
+Told = LifecycleEvent | UploadProgress
+
+
+def entry(*told: Told) -> GroupEntry:
+    """Return one entry: of one lifecycle event, or of positions."""
+    first = told[0]
+    partition = partition_of(first.upload_id, PARTITIONS)
+    if not isinstance(first, UploadProgress):
+        fields = {b"i": first.upload_id.encode(), b"d": events.encode(first)}
+        return GroupEntry(event_stream(partition), b"1-0", fields)
+    positions = [one for one in told if isinstance(one, UploadProgress)]
+    packed = pack_positions("test", 1, positions)
+    flat = [part if isinstance(part, bytes) else str(part).encode() for part in packed]
+    return GroupEntry(progress_stream(partition), b"1-0", flat_dict(flat))
+
+
+class Feed:
+    """One producer."""
+
+    def __init__(self, redis: Redis, *, partitions: int = PARTITIONS) -> None:
+        self._redis: Final = redis
+        self._partitions: Final = partitions
+        self._numbers: Final = [0] * partitions
+
+    async def tell(self, *told: Told) -> list[bytes]:
+        """Add an entry for each, in one go; return their ids."""
+        found: list[bytes] = await pipelined(self._redis, map(self._command, told))
+        return found
+
+    def _command(self, told: Told) -> Command:
+        partition = partition_of(told.upload_id, self._partitions)
+        if not isinstance(told, UploadProgress):
+            fields: Command = ("i", told.upload_id, "d", events.encode(told))
+            return ("XADD", event_stream(partition), "*", *fields)
+        self._numbers[partition] += 1
+        fields = pack_positions("test", self._numbers[partition], [told])
+        return ("XADD", progress_stream(partition), "*", *fields)
+
+    def lose(self, upload_id: str) -> None:
+        """Count an entry that never arrives."""
+        self._numbers[partition_of(upload_id, self._partitions)] += 1

@@ -1,0 +1,330 @@
+"""From the streams to the watchers, on both servers: nothing is missed on the way."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from redis.asyncio import Redis
+
+from services.gateway import relay as relay_module
+from services.gateway.projection import Projection
+from services.gateway.relay import GROUP, Relay
+from shared.stream_group import StreamGroup
+from shared.streams import (
+    command,
+    connect,
+    event_stream,
+    partition_of,
+    progress_stream,
+    stream_names,
+)
+from tests.gateway.audience import Audience, Sink
+from tests.gateway.feed import PARTITIONS, Feed, entry
+from tests.gateway.samples import ADA, EVE, START, Told, principal
+from tests.processes import RedisServer, debian_redis, running
+from tests.shared.waiting import alongside, eventually
+
+
+class Gateway:
+    """What a gateway has behind its sockets: group, relay, hub."""
+
+    def __init__(self, url: str, *, folds: bool) -> None:
+        self.clients: Final = [connect(url) for _ in range(3)]
+        self.projection: Final = Projection(self.clients[0], prefix="upload_progress", ttl_s=60)
+        self.relay: Final = Relay(self.clients[1], self.projection, partitions=PARTITIONS)
+        self.group: Final = StreamGroup(
+            self.clients[2],
+            group=GROUP,
+            streams=stream_names(PARTITIONS),
+            handle=self.projection.handle,
+        )
+        self.folds: Final = folds
+        self.audience: Final = Audience(self.relay.hub)
+
+
+Start = Callable[..., Any]
+
+
+async def started(stack: AsyncExitStack, url: str, *, folds: bool) -> Gateway:
+    """Start a gateway that ends with the stack."""
+    gateway = Gateway(url, folds=folds)
+    for client in gateway.clients:
+        stack.push_async_callback(client.aclose)
+    if folds:
+        await gateway.group.prepare()
+        _ = await stack.enter_async_context(alongside(gateway.group.run()))
+    await gateway.relay.start()
+    _ = await stack.enter_async_context(alongside(gateway.relay.tail.run()))
+    _ = await stack.enter_async_context(alongside(gateway.relay.repair()))
+    return gateway
+
+
+@pytest.fixture
+async def start(any_redis_server: RedisServer) -> AsyncIterator[Start]:
+    """Start gateways; ``folds=False`` leaves the projection to others."""
+    async with AsyncExitStack() as stack:
+
+        async def start_one(*, folds: bool = True) -> Gateway:
+            return await started(stack, any_redis_server.url, folds=folds)
+
+        yield start_one
+
+
+def seen(sink: Sink) -> list[tuple[str, int]]:
+    """Return what has come, as pairs of change and seq."""
+    return [(one["change"], one["seq"]) for one in sink.messages()]
+
+
+async def test_from_stream_to_socket(start: Start, any_redis: Redis) -> None:
+    """What producers write arrives at who watches, in order."""
+    gateway, told, feed = await start(), Told(at=None), Feed(any_redis)
+    await feed.tell(told.created())
+    watcher, sink = gateway.audience.watcher()
+    await gateway.relay.hub.subscribe(watcher, told.id)
+    await feed.tell(told.position(5))
+    await eventually(lambda: seen(sink)[-1:] == [("progress", 1)], "progress")
+    await feed.tell(told.position(9), told.completed(), told.stored(), told.deleted())
+    await eventually(lambda: seen(sink)[-1:] == [("deleted", 4)], "the end")
+    lifecycle = [one for one in seen(sink) if one[0] != "progress"]
+    assert lifecycle == [("snapshot", 1), ("completed", 2), ("stored", 3), ("deleted", 4)]
+
+
+async def test_before_the_start_and_recorded(start: Start, any_redis: Redis) -> None:
+    """A gateway that starts later knows what others have recorded."""
+    first, told, feed = await start(), Told(), Feed(any_redis)
+    await feed.tell(told.created(), told.completed())
+    await eventually(lambda: first.projection.read(told.id), "it is recorded")
+    late = await start(folds=False)
+    assert (await late.relay.hub.find(told.id)).status == "completed"
+
+
+async def test_before_the_start_and_read_by_nobody(start: Start, any_redis: Redis) -> None:
+    """Events that no group has seen yet are read from their beginning."""
+    told = Told()
+    await Feed(any_redis).tell(told.created(), told.completed())
+    gateway = await start(folds=False)
+    watcher, sink = gateway.audience.watcher()
+    await gateway.relay.hub.subscribe(watcher, told.id)
+    await eventually(lambda: seen(sink) and _last_is(sink, 2), "the completion")
+
+
+async def test_before_the_start_and_unacknowledged(start: Start, any_redis: Redis) -> None:
+    """Events that a dead member of the group has taken, but not recorded, are not lost."""
+    applied, pending, feed = Told(), Told(), Feed(any_redis)
+    keys = stream_names(PARTITIONS)
+    projection = Projection(any_redis, prefix="upload_progress", ttl_s=60)
+    for key in keys:
+        await command(any_redis, "XGROUP", "CREATE", key, GROUP, "0", "MKSTREAM")
+    created = applied.created()
+    ids = await feed.tell(created)
+    await projection.handle([entry(created)])
+    await feed.tell(pending.created(), pending.completed())
+    streams = [event_stream(n) for n in range(PARTITIONS)]
+    read = ("XREADGROUP", "GROUP", GROUP, "dead", "COUNT", 100, "STREAMS")
+    await command(any_redis, *read, *streams, *([">"] * PARTITIONS))
+    stream = event_stream(partition_of(applied.id, PARTITIONS))
+    await command(any_redis, "XACK", stream, GROUP, *ids)
+    gateway = await start(folds=False)
+    assert await gateway.projection.read(pending.id) is None
+    assert (await gateway.relay.hub.find(pending.id)).status == "completed"
+
+
+async def test_a_snapshot_is_as_new_as_the_events(start: Start, any_redis: Redis) -> None:
+    """While the group lags behind, a new watcher still gets all that has been passed on."""
+    gateway, told, feed = await start(folds=False), Told(), Feed(any_redis)
+    first, sink = gateway.audience.watcher()
+    await gateway.projection.handle([entry(told.created())])
+    await gateway.relay.hub.subscribe(first, told.id)
+    await feed.tell(told.completed(), told.stored())
+    await eventually(lambda: seen(sink)[-1:] == [("stored", 3)], "events")
+    gateway.relay.hub.drop(first)
+    state = await gateway.relay.hub.find(told.id)
+    assert (state.seq, state.status) == (3, "completed")
+    assert state.redirect_url is not None
+
+
+async def test_sessions_of_a_caller(start: Start, any_redis: Redis) -> None:
+    """They are the recorded ones with what has come since; of this tenant, and not deleted."""
+    gateway, feed = await start(folds=False), Feed(any_redis)
+    old, new, gone = Told(at=START), Told(at=START + 1), Told(at=START + 2)
+    others = [Told(owner=EVE), Told(owner=principal("ada", "other"))]
+    told = [old.created(), gone.created(), *(one.created() for one in others)]
+    await gateway.projection.handle([entry(one) for one in told])
+    await feed.tell(new.created(), old.completed(), gone.deleted(), others[1].completed())
+    mark, sink = gateway.audience.watcher()
+    await gateway.relay.hub.subscribe(mark, new.id)
+
+    async def sessions() -> list[tuple[str, str]]:
+        found = await gateway.relay.sessions_of(ADA)
+        return [(one.session_id, one.status) for one in found]
+
+    expected = [(new.id, "uploading"), (old.id, "completed")]
+    await eventually(lambda: _equals(sessions(), expected), "the sessions")
+    assert seen(sink) == [("snapshot", 1)]
+
+
+async def _equals(found: Any, expected: object) -> bool:
+    return bool(await found == expected)
+
+
+async def test_followers_miss_nothing_at_the_seam(start: Start, any_redis: Redis) -> None:
+    """Uploads created while sockets begin to follow reach every one of them, once."""
+    gateway, feed = await start(), Feed(any_redis)
+    uploads = [Told(at=None) for _ in range(60)]
+    sinks: list[Sink] = []
+
+    async def create() -> None:
+        for one in uploads:
+            await feed.tell(one.created())
+            await feed.tell(one.position(1))
+
+    async def follow() -> None:
+        for _ in range(40):
+            watcher, sink = gateway.audience.watcher()
+            gateway.relay.hub.follow(watcher, await gateway.relay.sessions_of(ADA))
+            sinks.append(sink)
+            await asyncio.sleep(0.001)
+
+    await asyncio.gather(create(), follow())
+    await feed.tell(*(one.completed() for one in uploads))
+    for sink in sinks:
+        await eventually(partial(_all_complete, sink, uploads), "all completions")
+        for one in uploads:
+            of_one = [m["seq"] for m in sink.messages() if m["id"] == one.id]
+            assert of_one[-1] == 2
+            assert of_one.count(2) == 1
+            assert of_one[0] == 1
+
+
+def _all_complete(sink: Sink, uploads: list[Told]) -> bool:
+    return {m["id"] for m in sink.messages() if m["seq"] == 2} == {one.id for one in uploads}
+
+
+def _last_is(sink: Sink, seq: int) -> bool:
+    return seen(sink)[-1][1] == seq
+
+
+async def test_a_gap_is_repaired(start: Start, any_redis: Redis) -> None:
+    """When an entry of a producer is missing, what is watched is read again at once."""
+    gateway, told, feed = await start(folds=False), Told(at=None), Feed(any_redis)
+    other = Told(at=None)
+    while partition_of(other.id, PARTITIONS) != partition_of(told.id, PARTITIONS):
+        other = Told(at=None)
+    await gateway.projection.handle([entry(told.created())])
+    watcher, sink = gateway.audience.watcher()
+    await gateway.relay.hub.subscribe(watcher, told.id)
+    await feed.tell(told.position(5))
+    await eventually(lambda: len(sink.messages()) == 2, "progress")
+    await gateway.projection.handle([entry(told.position(77))])
+    feed.lose(told.id)
+    await feed.tell(other.position(1))
+    await eventually(lambda: sink.messages()[-1]["bytes"] == 77, "repaired", limit_s=3)
+    assert seen(sink) == [("snapshot", 1), ("progress", 1), ("snapshot", 1)]
+
+
+async def test_followers_are_told_after_a_gap(start: Start, any_redis: Redis) -> None:
+    """An upload whose first event was missed reaches its owner when a gap is noticed."""
+    gateway, missed, other, feed = await start(folds=False), Told(), Told(), Feed(any_redis)
+    declined = Told()
+    watcher, sink = gateway.audience.watcher()
+    await gateway.projection.handle([entry(declined.created())])
+    gateway.relay.hub.follow(watcher, await gateway.relay.sessions_of(ADA))
+    gateway.relay.hub.unsubscribe(watcher, declined.id)
+    await gateway.projection.handle([entry(missed.created())])
+    gateway.relay.tail._on_gap()
+    await eventually(lambda: len(sink.messages()) == 2, "the missed one", limit_s=3)
+    assert sink.messages()[1]["id"] == missed.id
+    assert list(gateway.relay.hub.watched) == [missed.id]
+    await feed.tell(other.created())
+    await eventually(lambda: sink.messages()[-1]["id"] == other.id, "and the next one")
+
+
+async def test_silent_uploads_are_read_again(
+    start: Start, any_redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What went missing without a trace is found when nothing has been heard for a while."""
+    monkeypatch.setattr(relay_module, "_REPAIR_EVERY_S", 0.1)
+    gateway, told = await start(folds=False), Told()
+    await gateway.projection.handle([entry(told.created())])
+    watcher, sink = gateway.audience.watcher()
+    await gateway.relay.hub.subscribe(watcher, told.id)
+    await gateway.projection.handle([entry(told.completed())])
+    await eventually(lambda: len(sink.messages()) == 2, "repaired", limit_s=3)
+    assert seen(sink) == [("snapshot", 1), ("snapshot", 2)]
+
+
+async def test_bad_entries_stop_nothing(start: Start, any_redis: Redis) -> None:
+    """Whatever stands on the streams, the entries after it are read."""
+    gateway, told, feed = await start(folds=False), Told(at=None), Feed(any_redis)
+    await gateway.projection.handle([entry(told.created())])
+    watcher, sink = gateway.audience.watcher()
+    await gateway.relay.hub.subscribe(watcher, told.id)
+    partition = partition_of(told.id, PARTITIONS)
+    bad = [b"{", b"[]", b'{"type":"upload.sung"}', b'{"type":"upload.created"}', b"\xff"]
+    bad += [b"[" * 100_000, b'{"type":"upload.created","seq":0}']
+    for payload in bad:
+        await command(any_redis, "XADD", event_stream(partition), "*", "d", payload)
+        packed = ("p", "x", "n", "1", "i", told.id, "d", payload)
+        await command(any_redis, "XADD", progress_stream(partition), "*", *packed)
+    await command(any_redis, "XADD", event_stream(partition), "*", "x", "y")
+    await command(any_redis, "XADD", progress_stream(partition), "*", "p", "x", "n", "y")
+    absurd = Told(told.id, at=START * 1000)
+    absurd.seq = 1
+    await feed.tell(absurd.failed(), told.position(5, at=START * 1000))
+    await feed.tell(told.position(5), told.completed())
+    await eventually(lambda: seen(sink)[-1:] == [("completed", 2)], "the good ones")
+
+
+async def test_wiped_while_running(start: Start, any_redis: Redis) -> None:
+    """After FLUSHALL the group is made anew, and what is published again is recorded."""
+    gateway, told, feed = await start(), Told(at=None), Feed(any_redis)
+    created = told.created()
+    await feed.tell(created)
+    watcher, sink = gateway.audience.watcher()
+    await gateway.relay.hub.subscribe(watcher, told.id)
+    await any_redis.flushall()
+    completed = told.completed()
+    await feed.tell(created, completed)
+    await eventually(lambda: seen(sink)[-1:] == [("completed", 2)], "the new event")
+    assert [one[0] for one in seen(sink)] == ["snapshot", "completed"]
+
+    async def recorded() -> bool:
+        state = await gateway.projection.read(told.id)
+        return state is not None and state.status == "completed"
+
+    await eventually(recorded, "it is recorded again")
+
+
+@pytest.mark.parametrize("kind", ["embedded", "redis-7.0"])
+@pytest.mark.parametrize("aof", [True, False], ids=["with its data", "empty"])
+async def test_redis_dies_and_comes_back(kind: str, aof: bool, tmp_path: Path) -> None:
+    """A Redis that is killed and started again costs no lifecycle event, and no process."""
+    binary = None if kind == "embedded" else debian_redis()
+    if kind != "embedded" and binary is None:
+        pytest.skip("no redis-server on PATH: make setup-system installs it")
+    server = RedisServer(tmp_path / "redis", binary=binary, aof=aof)
+    with running(server):
+        async with AsyncExitStack() as stack:
+            redis = connect(server.url)
+            stack.push_async_callback(redis.aclose)
+            gateway = await started(stack, server.url, folds=True)
+            told, feed = Told(at=None), Feed(redis)
+            story = [told.created(), told.completed(), told.stored(), told.queued()]
+            await feed.tell(story[0])
+            watcher, sink = gateway.audience.watcher()
+            await gateway.relay.hub.subscribe(watcher, told.id)
+            for count in (2, 3, 4):
+                server.kill()
+                await eventually(lambda: not gateway.relay.tail.connected, "it is away")
+                server.start()
+                await redis.connection_pool.disconnect()
+                # A producer's outbox brings back what Redis lacks, if need be all of it.
+                await feed.tell(*story[:count])
+                await eventually(partial(_last_is, sink, count), "the event after the outage")
+            assert [seq for _, seq in seen(sink)] == [1, 2, 3, 4]
