@@ -42,10 +42,13 @@ class ProgressReporter:
         """Report that there are ``offset`` bytes now."""
         meter = self._meters.get(sidecar.upload_id)
         speed = meter.advance(offset, time.monotonic()) if meter is not None else 0.0
-        self._report(sidecar, offset, speed)
+        self._records.note(sidecar, offset)
+        self._publish(sidecar, offset, speed)
 
     def pause(self, sidecar: Sidecar, offset: int) -> None:
         """Note the end of a request; report the upload at rest unless another one follows."""
+        if sidecar.status != "created":
+            return  # its end was reported
         self.advance(sidecar, offset)
         self._stay_awake(sidecar.upload_id)
         self._resting[sidecar.upload_id] = asyncio.get_running_loop().call_later(
@@ -64,15 +67,14 @@ class ProgressReporter:
 
     def _rest(self, sidecar: Sidecar, offset: int) -> None:
         self._forget(sidecar.upload_id)
-        self._report(sidecar, offset, 0.0)
+        self._publish(sidecar, offset, 0.0)
 
     def _stay_awake(self, upload_id: str) -> None:
         timer = self._resting.pop(upload_id, None)
         if timer is not None:
             timer.cancel()
 
-    def _report(self, sidecar: Sidecar, offset: int, speed: float) -> None:
-        self._records.note(sidecar, offset)
+    def _publish(self, sidecar: Sidecar, offset: int, speed: float) -> None:
         self._publisher.progress(
             UploadProgress(
                 upload_id=sidecar.upload_id,

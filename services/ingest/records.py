@@ -1,18 +1,22 @@
 """Session records in Redis, ``upload:{id}``, for those who read them there (seed document 001).
 
 Copies, not the truth: written behind the answers, newest wins, and rebuilt from the sidecars
-when Redis has lost its memory. While Redis is away nothing waits for them.
+when Redis has lost its memory. While Redis is away nothing waits for them. Several processes
+may write one record, so each write says what it is newer than (``records.lua``).
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final, NamedTuple
 
 import msgspec
 import structlog
 from redis.asyncio import Redis
+from redis.exceptions import NoScriptError
 
 from shared import events
 from shared.percent import percent_of
@@ -30,6 +34,12 @@ _TICK_S: Final = 0.5
 _PENDING_LIMIT: Final = 50_000
 _BATCH: Final = 500
 
+_GONE_TTL_S: Final = 60
+"""How long the record of an upload that is gone stays: until nobody tells old news of it."""
+
+_SCRIPT: Final = Path(__file__).with_name("records.lua").read_text()
+_SHA: Final = hashlib.sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
+
 _encoder: Final = msgspec.json.Encoder()
 
 
@@ -44,6 +54,7 @@ def record_of(sidecar: Sidecar, offset: int, at: int) -> dict[str, str]:
     facts, completed_at = sidecar.facts, sidecar.completed_at
     status = sidecar.status
     return {
+        "seq": str(sidecar.outbox[-1].seq),
         "status": "uploading" if status == "created" and offset else status,
         "progress": str(percent_of(offset, facts.size, complete=status == "completed")),
         "offset": str(offset),
@@ -94,7 +105,7 @@ class SessionRecords:
             while self._pending:
                 batch = [self._pending[one] for one in list(self._pending)[:_BATCH]]
                 try:
-                    await pipelined(self._redis, [c for one in batch for c in self._write(one)])
+                    await self._run([self._write(one) for one in batch])
                 except REDIS_FAILURES as exc:
                     log.debug("records_not_written", count=len(batch), error=repr(exc))
                     break
@@ -102,13 +113,19 @@ class SessionRecords:
                     if self._pending.get(one.sidecar.upload_id) is one:
                         del self._pending[one.sidecar.upload_id]
 
-    def _write(self, pending: _Pending) -> list[Command]:
-        key = f"upload:{pending.sidecar.upload_id}"
-        if pending.sidecar.is_gone:
-            return [("DEL", key)]
-        fields = record_of(*pending)
-        flat = [part for pair in fields.items() for part in pair]
-        return [("HSET", key, *flat), ("EXPIRE", key, self._ttl_s)]
+    def _write(self, pending: _Pending) -> Command:
+        sidecar = pending.sidecar
+        fields = [part for pair in record_of(*pending).items() for part in pair]
+        ttl_s = _GONE_TTL_S if sidecar.is_gone else self._ttl_s
+        version = (sidecar.outbox[-1].seq, pending.offset, ttl_s)
+        return ("EVALSHA", _SHA, 1, f"upload:{sidecar.upload_id}", *version, *fields)
+
+    async def _run(self, commands: Sequence[Command]) -> None:
+        try:
+            await pipelined(self._redis, commands)
+        except NoScriptError:  # a Redis that has not seen it, or has forgotten it
+            await pipelined(self._redis, [("SCRIPT", "LOAD", _SCRIPT)])
+            await pipelined(self._redis, commands)
 
     async def handle(self, batch: Sequence[GroupEntry]) -> None:
         """Drop the records of files that storage has deleted.

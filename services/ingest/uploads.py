@@ -172,24 +172,29 @@ class Uploads:
         writer = lease.writer
         before = writer.offset
         self._progress.begin(writer.sidecar, before)
-        with RECEIVING.track_inprogress():
-            try:
-                ended = await receive(
-                    body,
-                    lease,
-                    room=room,
-                    idle_s=self._idle_s,
-                    on_progress=lambda offset: self._progress.advance(writer.sidecar, offset),
-                )
-            finally:
-                await writer.sync()
-                BYTES.inc(max(writer.offset - before, 0))
-        ENDED.labels(ended.name.lower()).inc()
-        if writer.offset == writer.sidecar.size:
-            await self.complete(writer)
-        else:
+        try:
+            with RECEIVING.track_inprogress():
+                ended = await self._receive(lease, body, room)
+            if writer.offset == writer.sidecar.size:
+                await self.complete(writer)
+        finally:
+            BYTES.inc(max(writer.offset - before, 0))
             self._progress.pause(writer.sidecar, writer.offset)
+        ENDED.labels(ended.name.lower()).inc()
         return ended
+
+    async def _receive(self, lease: Lease, body: RequestBody, room: int | None) -> Ended:
+        writer = lease.writer
+        try:
+            return await receive(
+                body,
+                lease,
+                room=room,
+                idle_s=self._idle_s,
+                on_progress=lambda offset: self._progress.advance(writer.sidecar, offset),
+            )
+        finally:
+            await writer.sync()
 
     async def declare_length(self, writer: BlobWriter, size: int) -> None:
         """Set the length of an upload that had deferred it, durably."""

@@ -244,7 +244,7 @@ class FilesystemStore:
             if record.is_gone:
                 raise UploadNotFound(upload_id)
             self._question(upload_id).unlink(missing_ok=True)
-            if self.fsync == "always":
+            if self.fsync == "always" and os.fstat(fd).st_size:
                 sync_data(fd)  # a predecessor that was killed may have left unsynced bytes
             return FilesystemWriter(self, fd, record)
         except BaseException:
@@ -269,6 +269,7 @@ class FilesystemStore:
             if os.fstat(fd).st_nlink:
                 return fd
             os.close(fd)  # removed between open and lock
+        self._question(upload_id).unlink(missing_ok=True)  # there is nobody left to answer
         raise UploadNotFound(upload_id)
 
     # Handing over.

@@ -127,7 +127,6 @@ async def test_removed_while_waiting(store: FilesystemStore, upload_id: str) -> 
         await waiting
 
 
-@pytest.mark.xfail(strict=True, reason="shared.blobs leaves the question when there is no blob")
 async def test_no_question_is_left(store: FilesystemStore, upload_id: str) -> None:
     """A question about an upload that was removed meanwhile does not stay for ever."""
     elsewhere = FilesystemStore(store.root)

@@ -161,11 +161,10 @@ async def test_a_killed_connection_loses_nothing(reader: Reader, any_redis: Redi
     writer = Writer(any_redis)
     await reader.tail.start()
     async with writer.at_work(), alongside(reader.tail.run()):
-        for round_ in (1, 2, 3):
+        while reader.gaps < 3:  # a kill between two reads is made up for without a word
             count = writer.count
-            await eventually(lambda count=count: writer.count > count + 50, "it reads")  # type: ignore[misc]
+            await eventually(lambda count=count: writer.count > count + 30, "it reads")  # type: ignore[misc]
             await command(any_redis, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-            await eventually(lambda round_=round_: reader.gaps >= round_, "it comes back")  # type: ignore[misc]
     async with alongside(reader.tail.run()):
         await caught_up(reader, writer, dict.fromkeys(STREAMS, 0))
 
@@ -221,8 +220,9 @@ async def test_a_wiped_stream_is_read_when_it_is_filled_again(
             await writer.add(STREAMS[1])
             await caught_up(reader, writer, dict.fromkeys(STREAMS, 0))
             await any_redis.flushall()
-            if round_ == 1:
-                await asyncio.sleep(1.1)  # so quiet that the tail looks where it stands
+            # Once so quiet that the tail looks where it stands; else just so long that an id
+            # is not given twice.
+            await asyncio.sleep(1.1 if round_ == 1 else 0.002)
     assert reader.seen == writer.added
     assert reader.gaps == 0
 

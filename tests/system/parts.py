@@ -33,6 +33,7 @@ __all__ = [
     "assert_told_in_order",
     "complaints",
     "download",
+    "lines_of",
     "running_system",
     "watching",
 ]
@@ -41,6 +42,8 @@ COLLECTION: Final = "/api/v1/uploads"
 TUS: Final = {"Tus-Resumable": "1.0.0"}
 CHUNK: Final = {**TUS, "Content-Type": "application/offset+octet-stream"}
 LIMIT_S: Final = 30.0
+PROGRAM_S: Final = 90.0
+"""How long a client may take, however busy the machine is."""
 MiB: Final = 1024 * 1024
 
 
@@ -235,6 +238,24 @@ def complaints(service: ServiceProcess) -> list[str]:
     """Return the lines of a service's log that tell of an error or an exception."""
     lines = service.log.read_text().splitlines()
     return [line for line in lines if any(mark in line for mark in _COMPLAINTS)]
+
+
+@asynccontextmanager
+async def lines_of(*command: str) -> AsyncIterator[asyncio.StreamReader]:
+    """Run a program as long as the context lasts, and yield what it prints.
+
+    It must have ended well when the context ends; it is killed if anything goes wrong.
+    """
+    program = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    assert program.stdout is not None
+    try:
+        async with asyncio.timeout(PROGRAM_S):
+            yield program.stdout
+            assert await program.wait() == 0, command
+    finally:
+        if program.returncode is None:
+            program.kill()
+            await program.wait()
 
 
 class Watcher:

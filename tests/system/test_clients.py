@@ -24,6 +24,7 @@ from tests.system.parts import (
     ask,
     assert_told_in_order,
     download,
+    lines_of,
     watching,
 )
 
@@ -113,15 +114,9 @@ async def test_tus_js_client(shared_system: System, source: Source, tus_js: list
     """tus-js-client sends a file in one request, and everyone sees it arrive."""
     endpoint = f"{shared_system.ingest.url}{COLLECTION}"
     async with told(shared_system) as story:
-        client = await asyncio.create_subprocess_exec(
-            *tus_js, endpoint, str(source.path), stdout=asyncio.subprocess.PIPE
-        )
-        assert client.stdout is not None
-        lines = [json.loads(await client.stdout.readline())]
-        await story.begin(lines[0]["url"])
-        lines += [json.loads(line) async for line in client.stdout]
-        assert await client.wait() == 0, lines
-        assert lines[1:] == [{"done": SIZE}]
+        async with lines_of(*tus_js, endpoint, str(source.path)) as lines:
+            await story.begin(json.loads(await lines.readline())["url"])
+            assert [json.loads(line) async for line in lines] == [{"done": SIZE}]
         await story.assert_whole()
 
     await asyncio.to_thread(fetch_and_delete, shared_system, story.upload_id, source)
@@ -149,11 +144,8 @@ async def curl(*arguments: str) -> str:
     program = shutil.which("curl")
     if program is None:
         pytest.skip("curl is missing: make setup-system installs it")
-    command = [program, "--silent", "--show-error", "--fail", *arguments]
-    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
-    output, _ = await process.communicate()
-    assert process.returncode == 0, output
-    return output.decode()
+    async with lines_of(program, "--silent", "--show-error", "--fail", *arguments) as lines:
+        return (await lines.read()).decode()
 
 
 async def test_curl(shared_system: System, source: Source, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from tests.system.parts import (
     System,
     assert_told_in_order,
     download,
+    lines_of,
     watching,
 )
 
@@ -65,24 +66,21 @@ async def send_with_tus_js(
     Returns the upload's id, and what the client told on the way.
     """
     endpoint = f"http://127.0.0.1:{port}{COLLECTION}"
-    client = await asyncio.create_subprocess_exec(
-        *(*command, endpoint, str(source), json.dumps(options)), stdout=asyncio.subprocess.PIPE
-    )
-    assert client.stdout is not None
-    lines: list[dict[str, Any]] = []
+    told: list[dict[str, Any]] = []
+    upload_id, watcher = "", None
     async with AsyncExitStack() as stack:
-        upload_id, watcher = "", None
-        async for text in client.stdout:
-            lines.append(json.loads(text))
-            if watcher is None and "url" in lines[-1]:
-                upload_id = lines[-1]["url"].rpartition("/")[2]
-                watcher = await stack.enter_async_context(watching(system.media_url(upload_id)))
-        assert await client.wait() == 0, lines[-5:]
-        assert lines[-1] == {"done": SIZE}
+        client = lines_of(*command, endpoint, str(source), json.dumps(options))
+        async for text in await stack.enter_async_context(client):
+            told.append(json.loads(text))
+            if watcher is None and "url" in told[-1]:
+                upload_id = told[-1]["url"].rpartition("/")[2]
+                url = system.media_url(upload_id)
+                watcher = await stack.enter_async_context(watching(url))
+        assert told[-1] == {"done": SIZE}, told[-5:]
         assert watcher is not None
         await watcher.until_complete()
         assert_told_in_order(watcher.messages, SIZE)
-    return upload_id, lines
+    return upload_id, told
 
 
 async def assert_same(system: System, upload_id: str, source: Path) -> None:
