@@ -10,14 +10,14 @@ import asyncio
 import contextlib
 import socket
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Coroutine, Iterable, Iterator
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 __all__ = ["Fault", "FaultProxy", "Kind"]
 
 _READ_BYTES: Final = 64 * 1024
+_NOTICE_S: Final = 10.0
 
 Kind = Literal["fin", "rst", "stall", "lose-answer"]
 
@@ -29,18 +29,13 @@ class Fault:
     after: int
     """Bytes from clients that are forwarded before it strikes."""
     how: Kind
-    """``fin`` and ``rst`` end both sides; ``stall`` keeps both open and forwards nothing any
-    more; ``lose-answer`` forwards to the server until it answers, and then ends both sides."""
+    """``rst`` ends both sides at once; ``fin`` ends the server's, waits until the server has
+    noticed, and ends the client's; ``stall`` keeps both open and forwards nothing any more;
+    ``lose-answer`` forwards to the server until it answers, and then ends both sides."""
 
 
 class FaultProxy:
-    """Listens as long as its context lasts; without faults left it only forwards.
-
-    Args:
-        target: Port of the server, on loopback.
-        faults: What strikes, in order.
-
-    """
+    """Listens as long as its context lasts; ``target`` is the port of the server."""
 
     def __init__(self, target: int, faults: Iterable[Fault] = ()) -> None:
         self.sent = 0
@@ -52,27 +47,22 @@ class FaultProxy:
         self._since = 0
         self._listener: Final = socket.create_server(("127.0.0.1", 0))
         self._listener.setblocking(False)
-        self._tasks: Final[set[asyncio.Task[None]]] = set()
-
-    @property
-    def port(self) -> int:
+        self.port: Final = int(self._listener.getsockname()[1])
         """Where clients connect."""
-        return int(self._listener.getsockname()[1])
+        self._tasks: Final[set[asyncio.Task[None]]] = set()
 
     async def __aenter__(self) -> FaultProxy:
         self._start(self._accept())
         return self
 
-    async def __aexit__(
-        self, kind: object, error: object, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         while self._tasks:
             for task in self._tasks:
                 task.cancel()
             await asyncio.wait(set(self._tasks))
         self._listener.close()
 
-    def _start(self, job: asyncio._CoroutineLike[None]) -> None:
+    def _start(self, job: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(job)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -107,9 +97,18 @@ class FaultProxy:
             for pump in pumps:
                 pump.cancel()
             ends = await asyncio.gather(*pumps, return_exceptions=True)
-        if "rst" in ends:
+        if "fin" in ends:
+            await self._end(server)
+        elif "rst" in ends:
             for one in (client, server):
                 one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    async def _end(self, server: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # a TimeoutError is one, too
+            server.shutdown(socket.SHUT_WR)
+            async with asyncio.timeout(_NOTICE_S):
+                while await asyncio.get_running_loop().sock_recv(server, _READ_BYTES):
+                    pass
 
     async def _up(
         self, client: socket.socket, server: socket.socket, answer_is_lost: asyncio.Event
@@ -132,7 +131,7 @@ class FaultProxy:
             if fault.how == "stall":
                 await asyncio.Event().wait()
             return fault.how
-        return "fin"
+        return "gone"
 
     async def _hand_over(self, server: socket.socket, data: bytes) -> None:
         self._since += len(data)
@@ -147,4 +146,4 @@ class FaultProxy:
             if answer_is_lost.is_set():
                 break
             await loop.sock_sendall(client, data)
-        return "fin"
+        return "gone"

@@ -136,8 +136,11 @@ class Relay:
                 log.error("event_malformed", entry=entry_id, error=str(exc))
             except Exception:  # one entry must not end the reading of all
                 log.exception("event_not_delivered", stream=stream, entry=entry_id)
-        for position in newest.values():
-            self.hub.advance(position)
+        try:
+            for position in newest.values():
+                self.hub.advance(position)
+        except Exception:
+            log.exception("positions_not_delivered", stream=stream)
 
     def _on_event(self, event: LifecycleEvent) -> None:
         require_writable(event)
@@ -159,7 +162,7 @@ class Relay:
         self._numbers[source] = entry.number + 1
         for position in unpack_positions(entry, self.hub.watched):
             known = newest.get(position.upload_id)
-            if known is None or position.offset >= known.offset:
+            if known is None or (position.offset, position.at) >= (known.offset, known.at):
                 newest[position.upload_id] = position
 
     async def repair(self) -> None:

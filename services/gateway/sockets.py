@@ -28,6 +28,7 @@ _CLOSE_S: Final = 2.0
 """How long a peer has for the closing handshake."""
 
 OPEN = Gauge("gateway_sockets", "Open sockets.")
+STALLED = Gauge("gateway_stalled", "Open sockets that do not drain.")
 REFUSED = Counter("gateway_refused_total", "Handshakes refused, by reason.", ["reason"])
 
 
@@ -55,6 +56,7 @@ class Sockets:
         self._limit: Final = settings.websocket_max_connections_total
         self._open: Final[set[Connection]] = set()
         self._closing = False
+        STALLED.set_function(lambda: self.flusher.stalled)
 
     def _on_dead(self, one: Alive) -> None:
         if isinstance(one, Connection):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from redis.asyncio import Redis
@@ -52,13 +53,20 @@ class Feed:
         found: list[bytes] = await pipelined(self._redis, map(self._command, told))
         return found
 
+    async def tell_together(self, *positions: UploadProgress) -> None:
+        """Add one entry with all positions, which are of one partition."""
+        await pipelined(self._redis, [self._entry(positions)])
+
     def _command(self, told: Told) -> Command:
-        partition = partition_of(told.upload_id, self._partitions)
-        if not isinstance(told, UploadProgress):
-            fields: Command = ("i", told.upload_id, "d", events.encode(told))
-            return ("XADD", event_stream(partition), "*", *fields)
+        if isinstance(told, UploadProgress):
+            return self._entry([told])
+        stream = event_stream(partition_of(told.upload_id, self._partitions))
+        return ("XADD", stream, "*", "i", told.upload_id, "d", events.encode(told))
+
+    def _entry(self, positions: Sequence[UploadProgress]) -> Command:
+        partition = partition_of(positions[0].upload_id, self._partitions)
         self._numbers[partition] += 1
-        fields = pack_positions("test", self._numbers[partition], [told])
+        fields = pack_positions("test", self._numbers[partition], positions)
         return ("XADD", progress_stream(partition), "*", *fields)
 
     def lose(self, upload_id: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import pytest
 
 from tests.ingest.evidence import tracebacks
 from tests.ingest.tus_client import Tus
-from tests.processes import RedisServer, ServiceProcess, running
+from tests.processes import RedisServer, ServiceProcess, running, wait_until
 
 
 @dataclass(frozen=True)
@@ -36,23 +36,60 @@ def bus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
         yield server
 
 
+LARGEST = 64 * 1024 * 1024
+"""Bytes that one upload to the shared process may have."""
+
+
+def prepare(redis: RedisServer, data_dir: Path, log: Path, **env: str) -> Ingest:
+    """Return an ingest process that is not started yet."""
+    settings = {"REDIS_URL": redis.url, "DATA_DIR": str(data_dir), **env}
+    return Ingest(ServiceProcess("ingest", settings, log), redis, data_dir)
+
+
+@contextmanager
+def started(*processes: Ingest) -> Iterator[None]:
+    """Run the processes, and let them find out first that their Redis does not know them.
+
+    Until then they publish all events once more, for a Redis that may have lost them.
+    """
+    with running(*(one.service for one in processes)):
+        for one in processes:
+            epoch = one.data_dir / "blobs" / "epoch"
+            wait_until(lambda epoch=epoch: epoch.exists(), "the epoch is known")
+        yield
+
+
 @pytest.fixture(scope="session")
 def ingest(bus: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ingest]:
     """An ingest process that nobody kills; its log must stay free of tracebacks."""
     folder = tmp_path_factory.mktemp("ingest")
-    env = {
-        "REDIS_URL": bus.url,
-        "DATA_DIR": str(folder / "data"),
-        "UPLOAD_MAX_FILE_SIZE": str(LARGEST),
-    }
-    service = ServiceProcess("ingest", env, folder / "log")
-    with running(service):
-        yield Ingest(service, bus, folder / "data")
-    assert tracebacks(service) == []
+    size = str(LARGEST)
+    one = prepare(bus, folder / "data", folder / "log", UPLOAD_MAX_FILE_SIZE=size)
+    with started(one):
+        yield one
+    assert tracebacks(one.service) == []
 
 
-LARGEST = 64 * 1024 * 1024
-"""Bytes that one upload to the shared process may have."""
+@pytest.fixture(scope="module")
+def mortal(bus: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ingest]:
+    """An ingest process that tests may kill, if they start it again."""
+    folder = tmp_path_factory.mktemp("mortal")
+    one = prepare(bus, folder / "data", folder / "log")
+    with started(one):
+        yield one
+
+
+@pytest.fixture(scope="module")
+def pair(
+    bus: RedisServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Ingest, Ingest]]:
+    """Two processes on one data folder and one Redis."""
+    folder = tmp_path_factory.mktemp("pair")
+    one = prepare(bus, folder / "data", folder / "log1")
+    other = prepare(bus, folder / "data", folder / "log2")
+    with started(one, other):
+        yield one, other
+
 
 Starter = Callable[..., Ingest]
 
@@ -67,9 +104,8 @@ def start_ingest(bus: RedisServer, tmp_path: Path) -> Iterator[Starter]:
             nonlocal count
             count += 1
             folder = data_dir or tmp_path / f"data{count}"
-            settings = {"REDIS_URL": redis.url, "DATA_DIR": str(folder), **env}
-            service = ServiceProcess("ingest", settings, tmp_path / f"log{count}")
-            stack.enter_context(running(service))
-            return Ingest(service, redis, folder)
+            one = prepare(redis, folder, tmp_path / f"log{count}", **env)
+            stack.enter_context(started(one))
+            return one
 
         yield start

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -409,6 +410,41 @@ def test_broken_chunks(setting: Guarded) -> None:
             kept = setting.alice.offset(path)
             assert offset + 10 <= kept <= offset + 15
     assert tracebacks(setting.ingest.service) == []
+
+
+@pytest.mark.parametrize("size", [100, 1_000_000])
+def test_chunk_extensions(setting: Guarded, size: int) -> None:
+    """What chunks say besides their size is read over, however long it is."""
+    path = setting.alice.create(5)
+    framed = b"5;x=" + b"A" * size + b"\r\nhello\r\n" + chunk(b"")
+    with setting.alice.begin_patch(path, 0, None) as one:
+        one.send(framed)
+        assert one.read().headers["Upload-Offset"] == "5"
+    assert blob(setting.ingest.data_dir, path) == b"hello"
+
+
+def test_tiny_chunks(setting: Guarded) -> None:
+    """A body in chunks of one byte holds up nobody else."""
+    path, framed = setting.alice.create(200_000), chunk(b"x") * 200_000 + chunk(b"")
+    with setting.alice.begin_patch(path, 0, None) as one:
+        sender = threading.Thread(target=one.send, args=(framed,))
+        sender.start()
+        started = time.monotonic()
+        assert setting.alice.offset(setting.half) == 300
+        assert time.monotonic() - started < 3.0
+        assert one.read().headers["Upload-Offset"] == "200000"
+        sender.join()
+
+
+def test_requests_in_a_row(guarded: Guarded) -> None:
+    """Requests that are sent before the one before is answered are answered in their order."""
+    shown = {**bearer("alice"), **CHUNK, "Content-Length": "5"}
+    with Connection(guarded.port) as one:
+        wrong = head_of("PATCH", guarded.half, {**shown, "Upload-Offset": "0"})
+        one.send(wrong + b"hello", wrong + b"hello", head_of("HEAD", guarded.half, shown)[:-2])
+        one.send(b"\r\nhello")
+        assert [one.read().status for _ in range(2)] == [409, 409]
+        assert one.read(no_body=True).headers["Upload-Offset"] == "300"
 
 
 def test_errors_tell_nothing(guarded: Guarded) -> None:

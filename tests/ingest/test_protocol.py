@@ -341,8 +341,8 @@ def test_item_026_silence_ends_the_request(start_ingest: Starter) -> None:
     """A client that falls silent gets 408 and its connection is closed; its bytes are kept."""
     tus = start_ingest(UPLOAD_IDLE_TIMEOUT="0.4").tus
     path = tus.create(1000)
+    started = time.monotonic()
     with tus.begin_patch(path, 0, 1000, b"x" * 10) as silent:
-        started = time.monotonic()
         answer = silent.read()
         assert 0.4 <= time.monotonic() - started < 5
         assert (answer.status, answer.headers["Upload-Offset"]) == (408, "10")
@@ -434,6 +434,16 @@ def test_item_032_chunked_body(ingest: Ingest) -> None:
     with ingest.tus.begin_patch(path, 0, None, framed) as one:
         assert one.read().headers["Upload-Offset"] == "10"
     assert blob(ingest.data_dir, path) == b"helloworld"
+
+
+def test_item_032_client_of_http_10(tus: Tus) -> None:
+    """A client of HTTP/1.0 is served, and its connection closed."""
+    path = tus.create(5)
+    headers = {**CHUNK, "Upload-Offset": "0", "Content-Length": "5"}
+    with Connection(tus.port) as one:
+        one.send(head_of("PATCH", path, headers).replace(b"HTTP/1.1", b"HTTP/1.0"), b"hello")
+        assert one.read().headers["Upload-Offset"] == "5"
+        assert one.is_closed_by_server()
 
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "identity, gzip"])

@@ -161,18 +161,18 @@ async def test_stalled(scene: Scene) -> None:
     started = time.monotonic()
     scene.begin(b"x" * 1000)
     assert await scene.end() is Ended.STALLED
-    assert 0.5 <= time.monotonic() - started < 2.0
+    assert 0.5 <= time.monotonic() - started < 5.0
     assert scene.content() == b"x" * 1000
 
 
-@pytest.mark.parametrize("idle_s", [0.3, 1.2])
-async def test_slow_but_alive(scene: Scene, idle_s: float) -> None:
+@pytest.mark.parametrize(("idle_s", "pause_s"), [(0.5, 0.2), (1.2, 0.3)])
+async def test_slow_but_alive(scene: Scene, idle_s: float, pause_s: float) -> None:
     """A client that never pauses for too long is not stalled, however slow it is."""
     scene.idle_s = idle_s
-    client = scene.begin(length=8)
-    for _ in range(8):
+    client = scene.begin(length=6)
+    for _ in range(6):
         client.send(b"x")
-        await asyncio.sleep(idle_s * 0.6 if idle_s < 1 else idle_s * 0.2)
+        await asyncio.sleep(pause_s)
     assert await scene.end() is Ended.COMPLETE
 
 
@@ -192,6 +192,9 @@ async def test_slow_bytes_reach_the_disk(scene: Scene) -> None:
     await scene.written(10)
     client.send(b"y" * 10)
     await scene.written(20)
+    async with asyncio.timeout(10):
+        while len(scene.offsets) < 2:  # told right after they are written
+            await asyncio.sleep(0.005)
     assert scene.offsets == [10, 20]
 
 
@@ -204,7 +207,7 @@ async def test_asked(scene: Scene, reason: str) -> None:
     started = time.monotonic()
     scene.lease.ask(reason)  # type: ignore[arg-type]
     assert await scene.end() is Ended.ASKED
-    assert time.monotonic() - started < 0.3
+    assert time.monotonic() - started < 1.0
     assert scene.content() == b"x" * 1000
 
 
@@ -218,7 +221,7 @@ async def test_asked_under_full_load(scene: Scene) -> None:
     scene.lease.ask("takeover")
     started = time.monotonic()
     assert await scene.end() is Ended.ASKED
-    assert time.monotonic() - started < 1.0
+    assert time.monotonic() - started < 3.0
     content = scene.content()
     assert content == sent[: len(content)]
     client.cut("rst")

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from redis.asyncio import Redis
 
 from services.ingest import progress as progress_module
+from services.ingest import records as records_module
 from services.ingest.progress import ProgressReporter
 from services.ingest.records import SessionRecords, record_of
 from shared.events import (
@@ -100,8 +101,11 @@ def test_deferred_length_is_empty() -> None:
 
 
 @pytest.fixture
-async def records(redis: Redis) -> AsyncIterator[SessionRecords]:
+async def records(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[SessionRecords]:
     """Records of one process, being written."""
+    monkeypatch.setattr(records_module, "_TICK_S", 0.02)
     one = SessionRecords(redis, ttl_s=100)
     async with background("records", one.run()):
         yield one
@@ -176,7 +180,7 @@ async def test_deleted_files_go(redis: Redis, records: SessionRecords) -> None:
     await written(redis, records)
     event = FileDeleted(upload_id=gone.upload_id, seq=4, at=1, upload=FACTS)
     payloads = [encode(kept.outbox[1]), encode(event)]
-    entries = [GroupEntry("events:{p00}", b"1-1", {b"d": one}, 1) for one in payloads]
+    entries = [GroupEntry("events:{p00}", b"1-1", {b"d": one}) for one in payloads]
     await records.handle(entries)
     assert await field(redis, gone, "status") == ""
     assert await field(redis, kept, "status") == "completed"

@@ -92,7 +92,7 @@ async def test_newcomer_takes_over(store: FilesystemStore, upload_id: str) -> No
             assert log == ["asked for takeover", "released"]
             assert lease.writer.offset == 1
             assert lease.asked is None
-        assert time.monotonic() - started < 0.5
+        assert time.monotonic() - started < 1.0
 
 
 async def test_many_newcomers(store: FilesystemStore, upload_id: str) -> None:

@@ -175,14 +175,16 @@ def test_an_offset_is_durable_before_it_is_acknowledged(folder: Path) -> None:
         folder,
         "always",
         *(f"create {one}", f"acquire {one}", "write 1000", "sync", "write 9999 7", "sync"),
+        *("close", f"acquire {one}"),
     )
-    log.expect(ANSWER)
-    log.expect(("fdatasync", f"{one}.part>"), ANSWER)  # a predecessor may not have synced
+    log.expect(ANSWER, ANSWER)
     for _ in range(2):
         log.expect(("writev", f"{one}.part>"), ANSWER)
         written = log.before(*ANSWER)
         assert [call.name for call in written] == ["fdatasync"]
         assert f"{one}.part>" in written[0].text
+    log.expect(ANSWER)
+    log.expect(("fdatasync", f"{one}.part>"), ANSWER)  # a predecessor may not have synced
 
 
 @needs_strace
