@@ -11,11 +11,19 @@ from typing import Any, Final
 
 import structlog
 
-__all__ = ["TaskSet", "background", "stop_process"]
+__all__ = ["TaskSet", "background", "has_died", "stop_process"]
 
 log = structlog.stdlib.get_logger(__name__)
 
 _CANCEL_AGAIN_S: Final = 0.5
+
+
+_died: Final[list[str]] = []
+
+
+def has_died() -> bool:
+    """Tell whether a job of this process has ended on its own."""
+    return bool(_died)
 
 
 def stop_process() -> None:
@@ -41,6 +49,7 @@ async def background(
         failure = task.exception()
         if not stopping:
             log.critical("background_job_died", job=name, exc_info=failure)
+            _died.append(name)
             on_death()
         elif failure is not None:
             log.error("background_job_failed_at_its_end", job=name, exc_info=failure)

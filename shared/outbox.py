@@ -84,8 +84,12 @@ class Outbox:
         """
         wanted = set(due) - self._queued.keys()
         for event in sidecar.outbox:
-            if Due(event.upload_id, event.seq) in wanted:
-                self._publish(event)
+            if Due(event.upload_id, event.seq) in wanted and not self._publish(event):
+                return  # a later one must not overtake it; the sweep brings all of them
+
+    def remind(self, sidecar: Sidecar) -> None:
+        """Publish the newest event once more: projections of idle uploads run out."""
+        self._publish(sidecar.outbox[-1])
 
     def _publish(self, event: LifecycleEvent) -> bool:
         """Hand an event over; return whether there was room for it."""

@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 import structlog
 from aiohttp import web
 
-from shared import logs
+from shared import lifecycle, logs
 from shared.cors import CorsSettings, answer_preflights, check_origins, share_responses
 from shared.errors import StartupError
 from shared.identity import (
@@ -109,9 +109,9 @@ async def serve(
         shutdown_timeout=1.0,
     )
     try:
-        await runner.setup()
+        await _set_up(runner, settings.redis_url or "")
         await _listen(runner, "PUBLIC_BIND", settings.public_bind)
-        if settings.internal_bind:
+        if settings.internal_bind != "off":
             await internal.setup()
             await _listen(internal, "INTERNAL_BIND", settings.internal_bind)
         log.info("listening", public=settings.public_bind, internal=settings.internal_bind)
@@ -124,6 +124,21 @@ async def serve(
         await runner.cleanup()
         await internal.cleanup()
     log.info("stopped")
+
+
+async def _set_up(runner: web.AppRunner, redis_url: str) -> None:
+    try:
+        await runner.setup()
+    except REDIS_FAILURES as exc:
+        raise _unusable_redis(redis_url, exc) from exc
+
+
+def _unusable_redis(url: str, exc: BaseException) -> StartupError:
+    shown = re.sub(r"//[^@/]*@", "//***@", url)
+    reason = (str(exc) or type(exc).__name__).splitlines()[0]
+    return StartupError(
+        f"REDIS_URL={shown}: no Redis answers there ({reason}): start it or correct the URL"
+    )
 
 
 def _stop_on_signals() -> asyncio.Event:
@@ -170,10 +185,7 @@ async def _check_redis(url: str | None) -> None:
     except (TypeError, ValueError) as exc:  # an option that redis-py does not know, or no host
         raise StartupError(f"REDIS_URL={shown}: it cannot be used ({exc})") from exc
     except REDIS_FAILURES as exc:
-        reason = (str(exc) or type(exc).__name__).splitlines()[0]
-        raise StartupError(
-            f"REDIS_URL={shown}: no Redis answers there ({reason}): start it or correct the URL"
-        ) from exc
+        raise _unusable_redis(url, exc) from exc
     finally:
         await redis.aclose()
 
@@ -189,6 +201,8 @@ def run(job: Coroutine[Any, Any, None]) -> None:
     try:
         with asyncio.Runner(loop_factory=factory) as runner:
             runner.run(job)
+        if lifecycle.has_died():
+            sys.exit(1)  # an orderly end, but one that a supervisor must see
     except StartupError as exc:
         fail(exc)
     except KeyboardInterrupt:

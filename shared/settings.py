@@ -43,7 +43,7 @@ class CommonSettings(msgspec.Struct, frozen=True, kw_only=True):
         str, msgspec.Meta(description="host:port of the public listener")
     ] = "0.0.0.0:8080"
     internal_bind: Annotated[
-        str, msgspec.Meta(description="host:port for probes and metrics; empty = none")
+        str, msgspec.Meta(description="host:port for probes and metrics; `off` = none")
     ] = "0.0.0.0:9090"
     redis_url: Annotated[
         str | None,

@@ -15,9 +15,14 @@ if ! command -v apt-get >/dev/null 2>&1; then
   exit 0
 fi
 as_root=""
-[ "$(id -u)" = 0 ] || as_root="sudo"
-export DEBIAN_FRONTEND=noninteractive
-# The packaged service must not start: tests run servers of their own.
-if [ -n "$as_root" ]; then echo "installing with sudo:$missing"; fi
-$as_root apt-get update -qq
-$as_root apt-get install -y -qq --no-install-recommends $missing
+if [ "$(id -u)" != 0 ]; then
+  as_root="sudo -n"
+  if ! $as_root true 2>/dev/null; then
+    echo "not root, and sudo would ask: install these by hand:$missing"
+    exit 0
+  fi
+fi
+# RUNLEVEL keeps packaged services from starting: tests run servers of their own.
+$as_root env DEBIAN_FRONTEND=noninteractive apt-get update -qq
+$as_root env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
+  apt-get install -y -qq --no-install-recommends $missing

@@ -39,7 +39,7 @@ __all__ = ["Connection"]
 
 log = structlog.stdlib.get_logger(__name__)
 
-_ABORT_S: Final = 5.0
+_ABORT_S: Final = 3.0
 """How long a closed socket may linger before it is cut."""
 _PATIENCE_S: Final = 0.1
 """A subscription that takes longer, to an upload that nobody knows, holds nothing else up."""
@@ -106,6 +106,7 @@ class Connection:
             caller, first = await log_in(
                 auth, self._request, self._dialect, self._next_text, limit_s=self._login_s
             )
+            structlog.contextvars.bind_contextvars(user_id=caller.user_id)
             self._watcher = watcher = Watcher(self._dialect, self._outbound, caller)
             self._end_with_token(caller)
             await self._begin(watcher)

@@ -107,7 +107,10 @@ async def create_upload(request: web.Request) -> web.StreamResponse:
     log.info("upload_created", upload_id=sidecar.upload_id, size=creation.size)
     if with_piece or creation.size == 0:
         async with uploads.writers.writing(sidecar.upload_id) as lease:
-            await _receive(request, lease, provided=0)
+            if with_piece:
+                await _receive(request, lease, provided=0)
+            else:  # item 48: it is finished at once, whatever body comes along
+                await uploads.complete(lease.writer)
             headers |= _state_headers(request, lease.writer)
             headers.pop("Cache-Control")
     else:

@@ -8,6 +8,7 @@ not another way: ``docs/adr/0003-receiving-bytes.md``.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from enum import Enum
 from typing import Final
@@ -66,15 +67,21 @@ async def receive(
     patience_s = idle_s + grain_s
     try:
         async with asyncio.timeout(patience_s) as deadline:
-            lease.when_asked(lambda: deadline.reschedule(loop.time()))
+            lease.when_asked(lambda: _expire(deadline, loop.time()))
             return await pump.run(
                 lambda: deadline.reschedule(loop.time() + patience_s), every_s=grain_s
             )
     except TimeoutError:
+        pump.keep_buffered()
         return Ended.ASKED if lease.asked else Ended.STALLED
     finally:
         lease.when_asked(None)
         await pump.flush()
+
+
+def _expire(deadline: asyncio.Timeout, now: float) -> None:
+    with contextlib.suppress(RuntimeError):  # it is expiring already
+        deadline.reschedule(now)
 
 
 class _Pump:
@@ -133,32 +140,35 @@ class _Pump:
             await self._written()
         return await self._body.read()
 
+    def keep_buffered(self) -> None:
+        """Take along what has arrived but was not read yet, so that nobody sends it again."""
+        self._keep(self._body.buffered()[: self._room])
+
     def _keep(self, chunk: bytes) -> None:
         if chunk:
             self._pieces.append(chunk)
             self._size += len(chunk)
 
     async def _start_write(self) -> None:
-        """Hand the batch to the disk, once it is done with the one before."""
+        """Hand the batch to the disk, once it is done with the one before.
+
+        After a write that failed nothing may follow. Its error does not show when the wait
+        for it was cancelled, but its offset does.
+        """
         await self._written()
+        if self._lease.writer.offset != self._end:
+            self._pieces, self._size = [], 0
+            return
         self._end += self._size
         pieces, self._pieces, self._size = self._pieces, [], 0
         self._writing = asyncio.ensure_future(self._lease.writer.write(pieces))
 
     async def _written(self) -> None:
-        """Wait for the write under way; after one that failed nothing may follow it.
-
-        Its error does not show when the wait is cancelled, but its offset does.
-        """
+        """Wait for the write under way, if there is one."""
         writing, self._writing = self._writing, None
-        if writing is None:
-            return
-        try:
+        if writing is not None:
             await writing
-        finally:
-            if self._lease.writer.offset != self._end:
-                self._pieces, self._size = [], 0
-        self._on_progress(self._lease.writer.offset)
+            self._on_progress(self._lease.writer.offset)
 
     async def flush(self) -> None:
         """Return when all that was read is written."""

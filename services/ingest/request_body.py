@@ -61,6 +61,10 @@ class RequestBody:
             self._request.writer.output_size = 0  # no byte of the answer is out yet
         self._request[_INVITED] = True
 
+    def buffered(self) -> bytes:
+        """Return what has arrived and was not read yet, perhaps nothing."""
+        return b"" if self._cut else self._content._read_nowait(-1)
+
     async def read(self) -> bytes:
         """Return what has arrived, at least one byte; ``b""`` at the end of the body.
 

@@ -1,7 +1,7 @@
 """The tus 1.0.0 protocol without I/O: header values in, decisions out.
 
 Specification: tus resumable upload protocol 1.0.0. "Item" numbers in comments are those of
-the conformance list in ``docs/tus.md``.
+the project's protocol checklist; the tests in ``tests/ingest/test_protocol*.py`` carry them.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from shared.blobs.filesystem import FilesystemStore
 from shared.blobs.store import BlobWriter, Stored, UploadNotFound
 from shared.errors import ApiError, Forbidden, NotFound, StorageFull, Unavailable
 from shared.events import (
+    FileDeleted,
     UploadCancelled,
     UploadCompleted,
     UploadCreated,
@@ -102,6 +103,7 @@ class Uploads:
         self._outbox: Final = outbox
         self._progress: Final = progress
         self._idle_s: Final = settings.upload_idle_timeout
+        self._forgotten_s: Final = settings.progress_ttl_seconds / 2
         self._lifetime_s: Final = settings.upload_session_timeout_hours * 3600
 
     async def find(self, upload_id: str, caller: Principal) -> Stored:
@@ -171,6 +173,8 @@ class Uploads:
         """
         writer = lease.writer
         before = writer.offset
+        if time.time() - writer.modified_at > self._forgotten_s:
+            self._outbox.remind(writer.sidecar)
         self._progress.begin(writer.sidecar, before)
         try:
             with RECEIVING.track_inprogress():
@@ -228,13 +232,15 @@ class Uploads:
     async def terminate(self, writer: BlobWriter) -> None:
         """End an upload, finished or not, and remove its bytes (items 85 to 88)."""
         sidecar = writer.sidecar
-        event = UploadCancelled(
+        finished = sidecar.status == "completed"  # then it is a file that goes
+        kind = FileDeleted if finished else UploadCancelled
+        event = kind(
             upload_id=sidecar.upload_id,
             seq=sidecar.next_seq,
             at=now_ms(),
             upload=sidecar.facts,
             offset=writer.offset,
         )
-        tombstone = sidecar.after("cancelled", event)
+        tombstone = sidecar.after("deleted" if finished else "cancelled", event)
         self._outbox.announce(tombstone, await writer.bury(tombstone))
         self._progress.changed(tombstone, writer.offset)

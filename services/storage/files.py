@@ -10,7 +10,8 @@ import asyncio
 import os
 from typing import Final
 
-from shared.blobs.filesystem import FilesystemStore, FilesystemWriter
+from shared.blobs.filesystem import FilesystemStore
+from shared.blobs.filesystem_writer import FilesystemWriter
 from shared.blobs.store import Stored, UploadBusy, UploadNotFound
 from shared.errors import Conflict, Forbidden, NotFound
 from shared.events import FileDeleted

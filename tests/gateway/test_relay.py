@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 from services.gateway import relay as relay_module
 from services.gateway.projection import Projection
 from services.gateway.relay import GROUP, Relay
+from services.gateway.state import Change, ProgressState
 from shared.stream_group import StreamGroup
 from shared.streams import (
     command,
@@ -24,7 +25,7 @@ from shared.streams import (
     progress_stream,
     stream_names,
 )
-from tests.gateway.audience import Audience, Sink
+from tests.gateway.audience import Audience, Plain, Sink
 from tests.gateway.feed import PARTITIONS, Feed, entry
 from tests.gateway.samples import ADA, EVE, START, Told, principal
 from tests.processes import RedisServer, debian_redis, running
@@ -279,6 +280,42 @@ async def test_bad_entries_stop_nothing(start: Start, any_redis: Redis) -> None:
     await feed.tell(absurd.failed(), told.position(5, at=START * 1000))
     await feed.tell(told.position(5), told.completed())
     await eventually(lambda: seen(sink)[-1:] == [("completed", 2)], "the good ones")
+
+
+class _Broken(Plain):
+    """A dialect with a fault in it."""
+
+    def encode(self, change: Change, state: ProgressState) -> bytes | None:
+        if change in {Change.FAILED, Change.PROGRESS}:
+            raise RuntimeError("a fault of ours")
+        return super().encode(change, state)
+
+
+async def test_a_fault_of_ours_stops_nothing(start: Start, any_redis: Redis) -> None:
+    """An event that cannot be delivered is logged; those after it are delivered."""
+    gateway, told, feed = await start(folds=False), Told(at=None), Feed(any_redis)
+    await gateway.projection.handle([entry(told.created())])
+    watcher, sink = gateway.audience.watcher(dialect=_Broken())
+    await gateway.relay.hub.subscribe(watcher, told.id)
+    await feed.tell(told.position(5))
+    await feed.tell(told.failed(), told.deleted())
+    await eventually(lambda: _last_is(sink, 3), "the last event")
+    assert seen(sink) == [("snapshot", 1), ("deleted", 3)]
+
+
+async def test_finished_uploads_are_let_go(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who follows for days does not hold on to all that was finished meanwhile."""
+    monkeypatch.setattr(relay_module, "_REPAIR_EVERY_S", 0.1)
+    gateway, old, fresh = await start(folds=False), Told(), Told(at=None)
+    for one in (old, fresh):
+        await gateway.projection.handle([entry(one.created()), entry(one.completed())])
+    watcher, sink = gateway.audience.watcher()
+    gateway.relay.hub.follow(watcher, await gateway.relay.sessions_of(ADA))
+    assert set(gateway.relay.hub.watched) == {old.id, fresh.id}
+    await eventually(lambda: list(gateway.relay.hub.watched) == [fresh.id], "it is let go")
+    assert len(sink.messages()) == 2
 
 
 async def test_wiped_while_running(start: Start, any_redis: Redis) -> None:

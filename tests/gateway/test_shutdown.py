@@ -6,15 +6,28 @@ import asyncio
 import time
 from contextlib import AsyncExitStack
 
+from pytest_aiohttp import AiohttpClient
+from redis.asyncio import Redis
+
+from services.gateway.app import create_app
+from services.gateway.settings import Settings
+from services.gateway.sockets import SOCKETS
 from tests.gateway.conftest import StartGateway
 from tests.gateway.dialling import DIALS
 from tests.gateway.feed import Feed
+from tests.gateway.metrics import metric
 from tests.gateway.raw_socket import RawSocket
 from tests.gateway.samples import Told, principal
-from tests.processes import ServiceProcess
+from tests.processes import RedisServer, ServiceProcess
 from tests.shared.waiting import eventually
 
 LOCAL = principal("local", "local")
+HANDSHAKE = {
+    "Upgrade": "websocket",
+    "Connection": "Upgrade",
+    "Sec-WebSocket-Version": "13",
+    "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+}
 
 
 async def ended(service: ServiceProcess) -> float:
@@ -72,22 +85,12 @@ async def test_peers_that_do_not_answer(start_gateway: StartGateway, feed: Feed)
         async def all_stuck() -> bool:
             await feed.tell(*(told.position(told.seq * 1000 + n) for n in range(50)))
             told.seq += 1
-            return await stalled(service) == 10
+            return await metric(service, "gateway_stalled") == 10
 
         await eventually(all_stuck, "they are stuck", limit_s=30)
         took = await ended(service)
         assert [await one for one in reading] == [1012] * 20
     assert took < 8
-
-
-async def stalled(service: ServiceProcess) -> int:
-    """Return how many sockets a gateway says it cannot write to."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", service.internal_port)
-    writer.write(b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
-    text = (await reader.read()).decode()
-    writer.close()
-    found = [line for line in text.splitlines() if line.startswith("gateway_stalled ")]
-    return int(float(found[0].split()[1]))
 
 
 async def test_what_was_accepted_is_delivered(start_gateway: StartGateway, feed: Feed) -> None:
@@ -121,3 +124,18 @@ async def test_sockets_in_every_phase(start_gateway: StartGateway, feed: Feed) -
         assert await nobody.end() == 1012
         assert await early.end() == 1012
     assert max(both) < 8
+
+
+async def test_nobody_is_let_in_during_the_end(
+    aiohttp_client: AiohttpClient, redis_server: RedisServer, redis: Redis
+) -> None:
+    """A handshake that comes while the goodbyes are said is sent elsewhere."""
+    settings = Settings(redis_url=redis_server.url, auth_mode="open")
+    client = await aiohttp_client(create_app(settings))
+    async with client.ws_connect("/ws/upload-progress") as ws:
+        assert client.app is not None
+        await asyncio.gather(client.app[SOCKETS].close_all(), ws.receive())
+        assert ws.close_code == 1012
+    async with client.get("/ws/upload-progress", headers=HANDSHAKE) as answer:
+        assert answer.status == 503
+        assert "Retry-After" in answer.headers

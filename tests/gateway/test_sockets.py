@@ -207,11 +207,11 @@ async def test_somebody_elses_upload(
 
 @pytest.mark.parametrize("upload_id", ["unknown", "user:ada", "..%2f..", "%00", "x" * 200])
 async def test_unknown_upload(
-    gateway: ServiceProcess, dial: Dial, caller: Principal, upload_id: str
+    gateway: ServiceProcess, caller: Principal, upload_id: str
 ) -> None:
     """An id that nobody knows, or that can be none, ends the socket with 4004."""
-    url = f"{gateway.url}/api/v1/ws/{upload_id}"
-    async with dial(url, bearer(caller)) as peer:
+    path, headers = f"/api/v1/ws/{upload_id}", bearer(caller).items()
+    async with RawSocket.opened(gateway.port, path, headers=headers) as peer:
         assert (await peer.hear())["type"] == "error"
         assert await peer.end() == 4004
 

@@ -19,7 +19,7 @@ from aiohttp import web
 from services.ingest.receive import _BATCH, Ended, receive
 from services.ingest.request_body import RequestBody
 from services.ingest.writers import Lease, Writers
-from shared.blobs import durable, filesystem
+from shared.blobs import durable, filesystem_writer
 from shared.blobs.filesystem import FilesystemStore
 from shared.events import UploadCreated, UploadFacts
 from shared.sidecar import Sidecar, new_id
@@ -256,7 +256,7 @@ class Disk:
 async def test_disk_refuses(scene: Scene, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A refused write is told, and nothing is written behind the gap that it leaves."""
     disk = Disk(durable.write_all, number, partial=1000)
-    monkeypatch.setattr(filesystem, "write_all", disk.write_all)
+    monkeypatch.setattr(filesystem_writer, "write_all", disk.write_all)
     disk.go_on.set()
     sent = os.urandom(3 * _BATCH)
     client = scene.begin(length=len(sent))
@@ -276,13 +276,16 @@ async def test_disk_refuses_whoever_is_asked(
 ) -> None:
     """A write that fails while somebody else asks for the upload leaves no gap either."""
     disk = Disk(durable.write_all, 1, partial=1000)
-    monkeypatch.setattr(filesystem, "write_all", disk.write_all)
+    monkeypatch.setattr(filesystem_writer, "write_all", disk.write_all)
     client = scene.begin()
     sent = os.urandom(_BATCH + 500_000)
     await send(client, sent)
     loop = asyncio.get_running_loop()
     assert await loop.run_in_executor(None, disk.started.wait, 10)
     await asyncio.sleep(0.3)  # the rest arrives, and receiving waits for the disk
+    sent += os.urandom(100_000)
+    await send(client, sent[-100_000:])
+    await asyncio.sleep(0.1)  # this arrives too, and is not read
     assert scene.lease is not None
     scene.lease.ask("takeover")
     await asyncio.sleep(0.1)
@@ -296,7 +299,7 @@ async def test_disk_refuses_whoever_is_asked(
 async def test_memory_is_bounded(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """While the disk hangs, no more than two batches and the socket's buffers are taken in."""
     disk = Disk(durable.write_all, 1)
-    monkeypatch.setattr(filesystem, "write_all", disk.write_all)
+    monkeypatch.setattr(filesystem_writer, "write_all", disk.write_all)
     client = scene.begin(length=64 * MEGABYTE)
     client.socket.settimeout(1.0)
     taken = 0

@@ -18,7 +18,8 @@ from typing import Final, Literal, NamedTuple, cast
 
 from msgspec.structs import replace
 
-from shared.blobs.filesystem import FilesystemStore, FilesystemWriter
+from shared.blobs.filesystem import FilesystemStore
+from shared.blobs.filesystem_writer import FilesystemWriter
 from shared.blobs.store import FsyncPolicy, UploadBusy, UploadNotFound
 from tests.processes import ROOT
 from tests.shared.samples import cancelled, completed, new_sidecar

@@ -1,0 +1,116 @@
+"""The exclusive right to one upload on a file system: its bytes grow, its sidecar changes."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+from shared.blobs.durable import start_writeback, sync_data, write_all
+from shared.blobs.store import Due
+from shared.sidecar import Sidecar
+
+if TYPE_CHECKING:
+    from shared.blobs.filesystem import FilesystemStore
+
+__all__ = ["FilesystemWriter"]
+
+
+class FilesystemWriter:
+    """Implements ``BlobWriter``; see there for the promises."""
+
+    def __init__(self, store: FilesystemStore, fd: int, record: Sidecar) -> None:
+        self._store: Final = store
+        self._fd = fd
+        self.sidecar = record
+        self.offset = os.lseek(fd, 0, os.SEEK_END)
+        self.modified_at = os.fstat(fd).st_mtime
+        self.visible = not store.path(record.upload_id, ".part").exists()
+        self._safe = self.offset if store.fsync == "always" else 0
+        """Bytes that are on stable storage; ``acquire`` has synced what was there before."""
+
+    async def write(self, pieces: Sequence[bytes]) -> None:
+        await self._store.run(self._write, pieces)
+
+    def _write(self, pieces: Sequence[bytes]) -> None:
+        start = self.offset
+        try:
+            self.offset += write_all(self._fd, pieces)
+        except OSError:
+            self.offset = os.lseek(self._fd, 0, os.SEEK_CUR)
+            raise
+        self.modified_at = time.time()
+        if self._store.fsync == "always":
+            start_writeback(self._fd, start, self.offset - start)
+
+    async def sync(self) -> None:
+        if self._store.fsync == "always" and self._safe != self.offset:
+            await self._store.run(self._sync)
+
+    def _sync(self) -> None:
+        try:
+            sync_data(self._fd)
+        except OSError:
+            # The kernel may have dropped the pages that failed, so nothing after the last
+            # good sync may ever be acknowledged. Should the disk refuse to cut it off, then
+            # at least what comes next is written over it.
+            self.offset = os.lseek(self._fd, self._safe, os.SEEK_SET)
+            os.ftruncate(self._fd, self._safe)
+            raise
+        self._safe = self.offset
+
+    async def record(self, sidecar: Sidecar) -> list[Due]:
+        return await self._store.run(self._record, sidecar)
+
+    def _record(self, sidecar: Sidecar) -> list[Due]:
+        due = self._store.save(sidecar, mark=sidecar.next_seq != self.sidecar.next_seq)
+        self.sidecar = sidecar
+        return due
+
+    async def finish(self, sidecar: Sidecar) -> list[Due]:
+        return await self._store.run(self._finish, sidecar)
+
+    def _finish(self, sidecar: Sidecar) -> list[Due]:
+        synced = self._store.fsync == "always" and self._safe == self.offset
+        if self._store.fsync != "never" and not synced:
+            self._sync()
+        part = self._store.path(sidecar.upload_id, ".part")
+        with contextlib.suppress(FileNotFoundError):  # an earlier try came this far
+            part.rename(self._store.path(sidecar.upload_id))
+        self.visible = True
+        return self._record(sidecar)  # its sync of the directory covers the rename
+
+    async def bury(self, tombstone: Sidecar) -> list[Due]:
+        return await self._store.run(self._bury, tombstone)
+
+    def _bury(self, tombstone: Sidecar) -> list[Due]:
+        try:
+            due = self._record(tombstone)
+        except OSError as exc:
+            if exc.errno not in {errno.ENOSPC, errno.EDQUOT}:
+                raise
+            self._make_room()  # or nothing could be deleted from a full disk
+            due = self._record(tombstone)
+        self._store.unlink_bytes(tombstone.upload_id)
+        return due
+
+    def _make_room(self) -> None:
+        """Free the bytes of an upload that is to end; hidden first, so nobody gets half."""
+        part = self._store.path(self.sidecar.upload_id, ".part")
+        if self.visible:
+            self._store.path(self.sidecar.upload_id).rename(part)
+            self.visible = False
+        os.ftruncate(self._fd, 0)
+        self.offset = self._safe = os.lseek(self._fd, 0, os.SEEK_SET)
+
+    async def close(self) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Give the right up at once."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
