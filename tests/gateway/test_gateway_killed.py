@@ -72,7 +72,7 @@ async def test_killed_amid_a_stream(start_gateway: StartGateway, feed: Feed) -> 
     over = asyncio.Event()
 
     async def write() -> None:
-        for step in range(2, 200):
+        for step in range(2, 130):
             await feed.tell(*(one.position(step * 1000) for one in uploads))
             await asyncio.sleep(0.01)
         await feed.tell(*(one.completed() for one in uploads))
