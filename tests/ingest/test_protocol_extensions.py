@@ -217,6 +217,12 @@ def test_item_058_post_to_an_upload_creates_nothing(ingest: Ingest, exists: bool
     assert snapshot(ingest.data_dir) == before
 
 
+def test_item_048_other_bodies_do_not_matter(tus: Tus) -> None:
+    """A body of another type changes nothing about an empty upload."""
+    path = created(tus.post({"Upload-Length": "0", "Content-Type": "text/plain"}, b"junk"))
+    assert tus.ask("GET", path, {}).status == 307
+
+
 # Creation with a deferred length.
 
 

@@ -237,6 +237,8 @@ class Disk:
     refuse_number: int
     partial: int = 0
     """Bytes that reach the file before the refusal."""
+    then_writes: bool = False
+    """It only takes its time for that write."""
     started: threading.Event = field(default_factory=threading.Event)
     go_on: threading.Event = field(default_factory=threading.Event)
     count: int = 0
@@ -248,6 +250,8 @@ class Disk:
             return self.real(fd, pieces)
         self.started.set()
         assert self.go_on.wait(10)
+        if self.then_writes:
+            return self.real(fd, pieces)
         os.write(fd, b"".join(pieces)[: self.partial])
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -294,6 +298,28 @@ async def test_disk_refuses_whoever_is_asked(
     content = scene.content()
     assert content == sent[: len(content)]
     assert scene.lease.writer.offset == len(content)
+
+
+async def test_asked_while_the_disk_is_slow(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is asked keeps what has arrived, even what waited behind a slow disk."""
+    disk = Disk(durable.write_all, 1, then_writes=True)
+    monkeypatch.setattr(filesystem_writer, "write_all", disk.write_all)
+    client = scene.begin()
+    sent = os.urandom(_BATCH + 500_000)
+    await send(client, sent)
+    loop = asyncio.get_running_loop()
+    assert await loop.run_in_executor(None, disk.started.wait, 10)
+    await asyncio.sleep(0.3)
+    more = os.urandom(100_000)
+    await send(client, more)
+    await asyncio.sleep(0.1)
+    assert scene.lease is not None
+    scene.lease.ask("takeover")
+    disk.go_on.set()
+    assert await scene.end() is Ended.ASKED
+    assert scene.content() == sent + more
 
 
 async def test_memory_is_bounded(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
