@@ -342,7 +342,7 @@ def test_data_dir_that_is_a_file(tmp_path: Path) -> None:
 def not_writable(folder: Path) -> Iterator[None]:
     """Take the right to make files in a folder away; from root by the immutable flag."""
     root = os.geteuid() == 0
-    flag = ["chattr", "+i", folder]
+    flag = ["chattr", "+i", str(folder)]
     if root and subprocess.run(flag, check=False, capture_output=True).returncode:
         pytest.skip("root may write everywhere, and this file system has no immutable flag")
     if not root:
