@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import random
 import secrets
 import time
 from collections import deque
@@ -34,6 +33,7 @@ from shared.streams import (
     partition_of,
     pipelined,
     progress_stream,
+    retry_delay,
 )
 
 __all__ = ["Publisher"]
@@ -45,7 +45,7 @@ _TICK_S: Final = 0.05
 """Positions that come due within one tick share an entry."""
 _PROGRESS_KEPT_MS: Final = 90_000
 _PROGRESS_KEY_TTL_S: Final = 300
-_BACKOFF_S: Final = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+_LONGEST_RETRY_S: Final = 2.0
 
 PUBLISHED = Counter("bus_published_total", "Events written to the streams.", ["family"])
 REFUSED = Counter("bus_queue_full_total", "Lifecycle events left to the outbox sweep.")
@@ -119,8 +119,7 @@ class Publisher:
             except REDIS_FAILURES as exc:
                 FAILURES.inc()
                 self.degraded = True
-                delay = _BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)]
-                delay *= random.uniform(0.5, 1.5)  # noqa: S311 - spreads retries, no secret
+                delay = retry_delay(failures, longest_s=_LONGEST_RETRY_S)
                 if failures == 0:
                     log.warning("bus_write_failed", error=repr(exc), queued=len(self._queue))
                 failures += 1

@@ -133,11 +133,15 @@ async def _set_up(runner: web.AppRunner, redis_url: str) -> None:
         raise _unusable_redis(redis_url, exc) from exc
 
 
+def _masked(url: str) -> str:
+    return re.sub(r"//[^@/]*@", "//***@", url)
+
+
 def _unusable_redis(url: str, exc: BaseException) -> StartupError:
-    shown = re.sub(r"//[^@/]*@", "//***@", url)
     reason = (str(exc) or type(exc).__name__).splitlines()[0]
     return StartupError(
-        f"REDIS_URL={shown}: no Redis answers there ({reason}): start it or correct the URL"
+        f"REDIS_URL={_masked(url)}: no Redis answers there ({reason}): "
+        "start it or correct the URL"
     )
 
 
@@ -173,7 +177,7 @@ async def _check_redis(url: str | None) -> None:
             "REDIS_URL is not set: set it to the Redis that all services share, "
             "or run `python -m services`, which starts its own"
         )
-    shown = re.sub(r"//[^@/]*@", "//***@", url)
+    shown = _masked(url)
     try:
         redis = connect(url)
     except ValueError as exc:

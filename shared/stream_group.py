@@ -8,7 +8,6 @@ be read at all, goes to the dead-letter stream ``dead:<group>`` with the reason.
 from __future__ import annotations
 
 import asyncio
-import random
 import secrets
 import socket
 import time
@@ -31,6 +30,7 @@ from shared.streams import (
     entry_of,
     flat_dict,
     pipelined,
+    retry_delay,
 )
 
 __all__ = ["GroupEntry", "StreamGroup"]
@@ -39,7 +39,6 @@ log = structlog.stdlib.get_logger(__name__)
 
 _BATCH: Final = 200
 _DEAD_LETTERS: Final = 10_000
-_BACKOFF_S: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
 _FORGET_CONSUMER_MS: Final = 3_600_000
 
 _NOT_THE_ENTRY: Final = (
@@ -145,8 +144,7 @@ class StreamGroup:
                 raise reply
 
     async def _pause(self, failures: int) -> None:
-        delay = _BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)]
-        await asyncio.sleep(delay * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
+        await asyncio.sleep(retry_delay(failures))
 
     async def _read(self) -> None:
         keys = self._streams

@@ -7,7 +7,6 @@ Plain XREAD with the cursors in memory. Work to be done once belongs to
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
@@ -24,6 +23,7 @@ from shared.streams import (
     entries_of,
     entry_order,
     pipelined,
+    retry_delay,
 )
 
 __all__ = ["StreamTail"]
@@ -31,7 +31,6 @@ __all__ = ["StreamTail"]
 log = structlog.stdlib.get_logger(__name__)
 
 _BATCH: Final = 500
-_BACKOFF_S: Final = (0.05, 0.1, 0.2, 0.5, 1.0)
 _LOOK_S: Final = 1.0
 _BEGINNING: Final = b"0-0"
 READ = Counter("tail_entries_total", "Stream entries read for fan-out.")
@@ -96,9 +95,9 @@ class StreamTail:
                 self.connected = False
                 if failures == 0:
                     log.warning("tail_read_failed", error=repr(exc))
-                delay = _BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)]
+                delay = retry_delay(failures)
                 failures += 1
-                await asyncio.sleep(delay * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
+                await asyncio.sleep(delay)
             else:
                 if failures:
                     log.info("tail_read_recovered", failures=failures)

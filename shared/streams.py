@@ -12,6 +12,7 @@ so that a reader can look for those it wants before it decodes the rest.
 
 from __future__ import annotations
 
+import random
 import zlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final, cast
@@ -39,6 +40,7 @@ __all__ = [
     "pipelined",
     "progress_stream",
     "read_ids",
+    "retry_delay",
     "stream_names",
     "unpack_positions",
 ]
@@ -51,6 +53,7 @@ BLOCK_MS: Final = 1_000
 
 _SOCKET_TIMEOUT_S: Final = 5.0
 _CONNECT_TIMEOUT_S: Final = 2.0
+_BACKOFF_S: Final = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 
 _RAW_REPLIES: Final = (
     *("XAUTOCLAIM", "XINFO CONSUMERS", "XINFO GROUPS", "XINFO", "XPENDING"),
@@ -85,6 +88,19 @@ def connect(url: str) -> Redis:
 
 def _raw(reply: object, **_: object) -> object:
     return reply
+
+
+def retry_delay(failures: int, *, longest_s: float = 1.0) -> float:
+    """Return how long to wait before the next try, in seconds, spread at random by a half.
+
+    Args:
+        failures: Tries that failed in a row before the last one; 0 waits least.
+        longest_s: The wait stops growing there.
+
+    """
+    steps = [step for step in _BACKOFF_S if step <= longest_s]
+    delay = steps[min(failures, len(steps) - 1)]
+    return delay * random.uniform(0.5, 1.5)  # noqa: S311 - spreads retries, no secret
 
 
 async def command(redis: Redis, *parts: object) -> Any:
