@@ -71,6 +71,16 @@ class UploadFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """As declared by the client; not verified."""
     metadata: dict[str, str] = {}
     """What the client attached at creation."""
+    file_hash: str = ""
+    """SHA-256 of the bytes, hex; empty until it was computed here."""
+    kind: str = "file"
+    """``file``, ``video`` or ``csv``: what the client said it is, and it was checked to be."""
+    options: dict[str, Any] = {}
+    """How to process it, as the client asked."""
+    priority: Annotated[int, msgspec.Meta(ge=1, le=10)] = 5
+    """Of the processing: 1 is lowest."""
+    partial: bool = False
+    """It is a piece of a file still to be joined: nothing to process."""
 
 
 class _Lifecycle(

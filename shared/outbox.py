@@ -10,20 +10,17 @@ outboxes of all live and recent uploads again. Readers drop what they have by ``
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Final
 
 import structlog
 from redis.asyncio import Redis
 
-from shared.blobs.filesystem import FilesystemStore
-from shared.blobs.store import Due, UploadNotFound
+from shared.blobs.store import BlobStore, Due, UploadNotFound
 from shared.events import FileDeleted, LifecycleEvent, UploadCancelled, UploadExpired
 from shared.lifecycle import TaskSet
 from shared.publisher import Publisher
@@ -35,6 +32,7 @@ __all__ = ["Outbox"]
 log = structlog.stdlib.get_logger(__name__)
 
 _EPOCH_KEY: Final = "ingest:epoch"
+_EPOCH_NOTE: Final = "epoch"
 _REPUBLISH_LOCK: Final = "ingest:epoch:lock"
 _REPUBLISH_LOCK_MS: Final = 60_000
 _EPOCH_CHECK_S: Final = 1.0
@@ -59,7 +57,7 @@ class Outbox:
 
     def __init__(
         self,
-        store: FilesystemStore,
+        store: BlobStore,
         publisher: Publisher,
         redis: Redis,
         *,
@@ -71,7 +69,6 @@ class Outbox:
         self._redis: Final = redis
         self._recent_s: Final = recent_s
         self._on_republish: Final = on_republish
-        self._epoch_file: Final[Path] = store.root / "epoch"
         self._queued: Final[Counter[Due]] = Counter()
         """Handed over, and its marker not removed yet. An outage must not fill the queue with
         repeats, nor a quick upload have each event published twice."""
@@ -144,7 +141,7 @@ class Outbox:
 
     async def _make_up_for(self, upload_id: str, due: Sequence[Due]) -> None:
         try:
-            sidecar = await self._store.run(self._store.load, upload_id)
+            sidecar = await self._store.load(upload_id)
         except UploadNotFound:
             await self._store.remove_unborn(upload_id, due)
             return
@@ -161,16 +158,16 @@ class Outbox:
         events that were acknowledged.
         """
         epoch = await self._epoch()
-        if epoch == await self._store.run(self._known_epoch):
+        if epoch == await self._store.note(_EPOCH_NOTE):
             return False
         lock = await self._redis.set(_REPUBLISH_LOCK, epoch, nx=True, px=_REPUBLISH_LOCK_MS)
         if not lock:  # another process is at it; if it dies, the lock runs out
             return False
         # Whoever had the lock before may have done it since we looked.
-        is_new = epoch != await self._store.run(self._known_epoch)
+        is_new = epoch != await self._store.note(_EPOCH_NOTE)
         if is_new:
             count = await self._publish_again()
-            await self._store.run(self._epoch_file.write_text, epoch)
+            await self._store.write_note(_EPOCH_NOTE, epoch)
             log.info("outboxes_published_again", uploads=count, epoch=epoch)
         await self._redis.delete(_REPUBLISH_LOCK)
         return is_new
@@ -201,8 +198,3 @@ class Outbox:
         await self._redis.set(_EPOCH_KEY, uuid.uuid4().hex, nx=True)
         word, server = await pipelined(self._redis, [("GET", _EPOCH_KEY), ("INFO", "server")])
         return f"{word.decode() if word else ''}.{server['run_id']}"
-
-    def _known_epoch(self) -> str:
-        with contextlib.suppress(FileNotFoundError):
-            return self._epoch_file.read_text()
-        return ""

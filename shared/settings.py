@@ -55,6 +55,12 @@ class CommonSettings(msgspec.Struct, frozen=True, kw_only=True):
     data_dir: Annotated[
         Path, msgspec.Meta(description="folder of the blobs and of the embedded Redis")
     ] = Path("./var")
+    blob_store: Annotated[
+        str,
+        msgspec.Meta(
+            description="file:///folder or s3://bucket/prefix; empty: `blobs` in DATA_DIR"
+        ),
+    ] = ""
     event_partitions: Annotated[
         int, msgspec.Meta(ge=1, le=100, description="partitions of each stream family")
     ] = 16

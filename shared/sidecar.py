@@ -15,16 +15,41 @@ import msgspec
 
 from shared.events import LifecycleEvent, UploadFacts
 
-__all__ = ["Sidecar", "SidecarDamaged", "Status", "decode", "encode", "is_upload_id", "new_id"]
+__all__ = [
+    "Form",
+    "Protocol",
+    "Sidecar",
+    "SidecarDamaged",
+    "Status",
+    "decode",
+    "encode",
+    "is_upload_id",
+    "new_id",
+]
 
-Status = Literal["created", "completed", "failed", "cancelled", "expired", "deleted"]
-"""What is durable of a state. That bytes are arriving is seen from the bytes themselves."""
+Status = Literal[
+    "created", "quarantined", "completed", "failed", "cancelled", "expired", "deleted"
+]
+"""What is durable of a state. That bytes are arriving is seen from the bytes themselves.
+``quarantined``: all bytes are there, and a scan must clear them before anybody gets them."""
+
+Protocol = Literal["tus", "ietf", "form"]
+"""How an upload was opened; it decides what completes it."""
 
 _UUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 
 class SidecarDamaged(Exception):
     """A sidecar is there but cannot be read; its upload must not be served."""
+
+
+class Form(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What only an upload by form has."""
+
+    session_id: str = ""
+    """The caller's own name for the session; empty: it goes by its upload id."""
+    total_chunks: int = 0
+    """0: the file comes whole."""
 
 
 class Sidecar(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -36,6 +61,18 @@ class Sidecar(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     username: str = ""
     metadata_header: str = ""
     """``Upload-Metadata`` exactly as the client gave it (protocol item 55)."""
+    protocol: Protocol = "tus"
+    concat: str = ""
+    """``Upload-Concat`` exactly as the client gave it (protocol item 100)."""
+    parts: tuple[str, ...] = ()
+    """The uploads that a final upload joins, in order."""
+    form: Form | None = None
+    expected: dict[str, str] = {}
+    """Digests that the client declared for the whole, hex, by algorithm (``sha256``, …)."""
+    digests: dict[str, str] = {}
+    """Digests of the whole that were computed here, hex, by algorithm."""
+    original_id: str = ""
+    """The upload whose bytes this one shares; empty: it has its own."""
     completed_at: int | None = None
     """UTC, milliseconds since the epoch."""
     outbox: tuple[LifecycleEvent, ...] = ()
@@ -51,6 +88,16 @@ class Sidecar(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     def next_seq(self) -> int:
         """The ``seq`` of the next lifecycle event."""
         return self.outbox[-1].seq + 1 if self.outbox else 1
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether it is a piece that a final upload will join, and no file of its own."""
+        return self.concat == "partial"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether its bytes are those of its parts, joined."""
+        return bool(self.parts)
 
     @property
     def is_gone(self) -> bool:

@@ -6,12 +6,8 @@ from collections.abc import AsyncIterator
 
 from aiohttp import web
 
-from services.ingest.handlers import (
-    LOCATIONS,
-    SETTINGS,
-    UPLOADS,
-    add_tus_header,
-)
+from services.ingest.completion import Completion
+from services.ingest.handlers import LOCATIONS, SETTINGS, UPLOADS, add_tus_header
 from services.ingest.location import Locations
 from services.ingest.progress import ProgressReporter
 from services.ingest.records import GROUP, SessionRecords
@@ -21,7 +17,7 @@ from services.ingest.status import add_status_route
 from services.ingest.trimming import trim_events
 from services.ingest.uploads import Uploads
 from services.ingest.writers import Writers
-from shared.blobs.filesystem import FilesystemStore
+from shared.blobs.opening import make_store
 from shared.lifecycle import background
 from shared.outbox import Outbox
 from shared.publisher import Publisher
@@ -48,10 +44,11 @@ def install(app: web.Application, settings: Settings) -> None:
     """
     app[SETTINGS] = settings
     app[LOCATIONS] = Locations(settings.public_url, settings.trusted_proxies)
-    store = FilesystemStore(settings.data_dir / "blobs", fsync=settings.upload_fsync)
+    store = make_store(settings, fsync=settings.upload_fsync)
     writers = Writers(store)
 
     async def run(app: web.Application) -> AsyncIterator[None]:
+        await store.open()
         redis, grouping = (connect(settings.redis_url or "") for _ in range(2))
         publisher = Publisher(
             redis,
@@ -73,8 +70,16 @@ def install(app: web.Application, settings: Settings) -> None:
             streams=[event_stream(p) for p in range(settings.event_partitions)],
             handle=records.handle,
         )
-        app[UPLOADS] = Uploads(store, writers, outbox, progress, settings)
-        app[HEALTH].can_serve["ingest.data_dir"] = store.is_writable
+        completion = Completion(outbox, progress)
+        app[UPLOADS] = Uploads(
+            store=store,
+            writers=writers,
+            outbox=outbox,
+            progress=progress,
+            completion=completion,
+            settings=settings,
+        )
+        app[HEALTH].can_serve["ingest.store"] = store.is_writable
         app[HEALTH].degraded["ingest.redis"] = lambda: publisher.degraded
         async with (
             background("publisher", publisher.run()),
@@ -89,7 +94,7 @@ def install(app: web.Application, settings: Settings) -> None:
         await outbox.close()
         await redis.aclose()
         await grouping.aclose()
-        store.close()
+        await store.close()
 
     async def let_go(_: web.Application) -> None:
         writers.let_go()

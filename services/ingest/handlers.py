@@ -14,9 +14,10 @@ from services.ingest import tus
 from services.ingest.errors import BodyStalled, Gone, Locked
 from services.ingest.location import COLLECTION, Locations
 from services.ingest.receive import Ended
+from services.ingest.refusals import refusing
 from services.ingest.request_body import RequestBody, close_uninvited
 from services.ingest.settings import Settings
-from services.ingest.uploads import Uploads, refusing
+from services.ingest.uploads import Uploads
 from services.ingest.writers import Lease
 from shared.blobs.store import BlobWriter, Stored
 from shared.errors import ApiError, InvalidRequest, PayloadTooLarge, Unavailable

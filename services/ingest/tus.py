@@ -14,9 +14,9 @@ from datetime import UTC, datetime
 from email.utils import format_datetime
 from typing import Final
 
-import msgspec
 from multidict import MultiMapping
 
+from services.ingest.creation import Creation
 from services.ingest.errors import OffsetMismatch, UnsupportedMediaType, VersionUnsupported
 from shared.errors import InvalidRequest, PayloadTooLarge
 
@@ -24,7 +24,6 @@ __all__ = [
     "CHUNK_TYPE",
     "EXTENSIONS",
     "VERSION",
-    "Creation",
     "check_chunk_type",
     "check_given_once",
     "check_not_passed",
@@ -51,15 +50,6 @@ _SINGLE: Final = (
     *("Tus-Resumable", "Upload-Length", "Upload-Offset", "Upload-Defer-Length"),
     *("Upload-Metadata", "Content-Type", "X-HTTP-Method-Override"),
 )
-
-
-class Creation(msgspec.Struct, frozen=True, kw_only=True):
-    """What a client asks for when it opens an upload."""
-
-    size: int | None
-    """Declared length in bytes; ``None`` while it is deferred."""
-    metadata_header: str
-    metadata: dict[str, str]
 
 
 def check_version(headers: Mapping[str, str]) -> None:
@@ -139,7 +129,14 @@ def parse_creation(headers: Mapping[str, str], *, max_size: int) -> Creation:
         raise InvalidRequest("Upload-Concat is not supported.")
     size = None if deferred else _limited(parse_count(headers, "Upload-Length"), max_size)
     raw = headers.get("Upload-Metadata", "")
-    return Creation(size=size, metadata_header=raw, metadata=parse_metadata(raw))
+    metadata = parse_metadata(raw)
+    return Creation(
+        size=size,
+        metadata_header=raw,
+        metadata=metadata,
+        filename=metadata.get("filename") or metadata.get("name") or "",
+        content_type=metadata.get("filetype") or metadata.get("type") or "",
+    )
 
 
 def _limited(size: int, max_size: int) -> int:

@@ -6,76 +6,36 @@ the stream after that (``shared.outbox``). Redis is not needed for any of it.
 
 from __future__ import annotations
 
-import errno
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Final
 
 import structlog
 from msgspec.structs import replace
 from prometheus_client import Counter, Gauge
 
+from services.ingest.completion import Completion
+from services.ingest.creation import Creation
 from services.ingest.progress import ProgressReporter
 from services.ingest.receive import Ended, receive
+from services.ingest.refusals import refusing
 from services.ingest.request_body import RequestBody
 from services.ingest.settings import Settings
-from services.ingest.tus import Creation
 from services.ingest.writers import Lease, Writers
-from shared.blobs.filesystem import FilesystemStore
-from shared.blobs.store import BlobWriter, Stored, UploadNotFound
-from shared.errors import ApiError, Forbidden, NotFound, StorageFull, Unavailable
-from shared.events import (
-    FileDeleted,
-    UploadCancelled,
-    UploadCompleted,
-    UploadCreated,
-    UploadFacts,
-)
+from shared.blobs.store import BlobStore, BlobWriter, Stored
+from shared.errors import Forbidden
+from shared.events import FileDeleted, UploadCancelled, UploadCreated, UploadFacts
 from shared.identity import Principal
 from shared.outbox import Outbox
-from shared.sidecar import Sidecar, SidecarDamaged, new_id
+from shared.sidecar import Sidecar, new_id
 from shared.times import now_ms
 
-__all__ = ["Uploads", "refusing"]
+__all__ = ["Uploads"]
 
 log = structlog.stdlib.get_logger(__name__)
 
 BYTES = Counter("ingest_bytes_total", "Bytes of uploads written to the store.")
 ENDED = Counter("ingest_bodies_total", "Bodies received, by how they ended.", ["how"])
-COMPLETED = Counter("ingest_completed_total", "Uploads completed.")
 RECEIVING = Gauge("ingest_receiving", "Requests whose body is being received.")
-
-_NO_ROOM: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
-def _disk_error(exc: OSError) -> StorageFull | Unavailable:
-    """Return what to tell a client when the disk refuses; nothing acknowledged is lost."""
-    log.error("disk_refused", error=repr(exc))
-    if exc.errno in _NO_ROOM:
-        return StorageFull("There is no room for more bytes. What was acknowledged is kept.")
-    return Unavailable("The store failed. What was acknowledged is kept.")
-
-
-@contextmanager
-def refusing() -> Iterator[None]:
-    """Turn what the store raises into what a client is told.
-
-    Raises:
-        ApiError: Instead of what the store raised.
-
-    """
-    try:
-        yield
-    except UploadNotFound:
-        raise NotFound("There is no such upload.") from None
-    except SidecarDamaged as exc:
-        log.error("sidecar_damaged", error=str(exc))
-        raise ApiError("The record of this upload is damaged.") from exc
-    except ConnectionError:
-        raise  # the client has gone
-    except OSError as exc:
-        raise _disk_error(exc) from exc
 
 
 class Uploads:
@@ -86,22 +46,26 @@ class Uploads:
         writers: Gives out the right to write.
         outbox: Publishes lifecycle events.
         progress: Publishes positions.
+        completion: Finishes what is complete.
         settings: Limits and times.
 
     """
 
     def __init__(
         self,
-        store: FilesystemStore,
+        *,
+        store: BlobStore,
         writers: Writers,
         outbox: Outbox,
         progress: ProgressReporter,
+        completion: Completion,
         settings: Settings,
     ) -> None:
         self.store: Final = store
         self.writers: Final = writers
         self._outbox: Final = outbox
         self._progress: Final = progress
+        self._completion: Final = completion
         self._idle_s: Final = settings.upload_idle_timeout
         self._forgotten_s: Final = settings.progress_ttl_seconds / 2
         self._lifetime_s: Final = settings.upload_session_timeout_hours * 3600
@@ -138,25 +102,26 @@ class Uploads:
             OSError: The store refused; nothing is left of it.
 
         """
-        upload_id, now = new_id(), now_ms()
-        metadata = creation.metadata
+        upload_id, now = creation.upload_id, now_ms()
         facts = UploadFacts(
             user_id=caller.user_id,
             tenant=caller.tenant,
             created_at=now,
             job_id=new_id(),
             size=creation.size,
-            filename=metadata.get("filename") or metadata.get("name") or "",
-            content_type=metadata.get("filetype") or metadata.get("type") or "",
-            metadata=metadata,
+            filename=creation.filename,
+            content_type=creation.content_type,
+            metadata=creation.metadata,
+            kind=creation.kind,
+            options=creation.options,
+            priority=creation.priority,
+            partial=creation.is_partial,
         )
         sidecar = Sidecar(
-            upload_id=upload_id,
             status="created",
             facts=facts,
-            username=caller.username,
-            metadata_header=creation.metadata_header,
             outbox=(UploadCreated(upload_id=upload_id, seq=1, at=now, upload=facts),),
+            **creation.opened_by(username=caller.username),
         )
         self._outbox.announce(sidecar, await self.store.create(sidecar))
         self._progress.changed(sidecar, 0)
@@ -206,28 +171,8 @@ class Uploads:
         await writer.record(replace(writer.sidecar, facts=facts))
 
     async def complete(self, writer: BlobWriter) -> None:
-        """Finish an upload whose bytes are all there; does nothing if that has been done.
-
-        Called for each request that finds the last byte in place, so that a finish that was
-        interrupted is made up for before the client is told that it is done (item 173).
-        """
-        sidecar = writer.sidecar
-        if sidecar.status != "created":
-            return
-        now = now_ms()
-        event = UploadCompleted(
-            upload_id=sidecar.upload_id,
-            seq=sidecar.next_seq,
-            at=now,
-            upload=sidecar.facts,
-            offset=writer.offset,
-            redirect_url=f"/dashboard/videos/{sidecar.upload_id}/results",
-        )
-        done = sidecar.after("completed", event, completed_at=now)
-        self._outbox.announce(done, await writer.finish(done))
-        self._progress.changed(done, writer.offset)
-        COMPLETED.inc()
-        log.info("upload_completed", upload_id=sidecar.upload_id, size=writer.offset)
+        """Finish an upload whose bytes are all there; see ``Completion.complete``."""
+        await self._completion.complete(writer)
 
     async def terminate(self, writer: BlobWriter) -> None:
         """End an upload, finished or not, and remove its bytes (items 85 to 88)."""

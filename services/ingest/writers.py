@@ -79,6 +79,7 @@ class Writers:
 
         Raises:
             Locked: The holder did not let go in time.
+            LeaseUnavailable: Redis grants the right, and it is away.
             UploadNotFound, SidecarDamaged, OSError: As ``BlobStore.acquire``.
 
         """

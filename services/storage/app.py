@@ -9,7 +9,7 @@ from aiohttp import web
 from services.storage.files import Files
 from services.storage.handlers import FILES, SETTINGS, add_storage_routes
 from services.storage.settings import Settings
-from shared.blobs.filesystem import FilesystemStore
+from shared.blobs.opening import make_store
 from shared.lifecycle import background
 from shared.outbox import Outbox
 from shared.publisher import Publisher
@@ -34,9 +34,10 @@ def install(app: web.Application, settings: Settings) -> None:
 
     """
     app[SETTINGS] = settings
-    store = FilesystemStore(settings.data_dir / "blobs")
+    store = make_store(settings)
 
     async def run(app: web.Application) -> AsyncIterator[None]:
+        await store.open()
         redis = connect(settings.redis_url or "")
         publisher = Publisher(
             redis,
@@ -45,14 +46,14 @@ def install(app: web.Application, settings: Settings) -> None:
         )
         outbox = Outbox(store, publisher, redis, recent_s=float(settings.progress_ttl_seconds))
         app[FILES] = Files(store, outbox)
-        app[HEALTH].can_serve["storage.data_dir"] = store.is_writable
+        app[HEALTH].can_serve["storage.store"] = store.is_writable
         app[HEALTH].degraded["storage.redis"] = lambda: publisher.degraded
         async with background("publisher", publisher.run()):
             yield
         await publisher.drain(timeout_s=2.0)
         await outbox.close()
         await redis.aclose()
-        store.close()
+        await store.close()
 
     app.cleanup_ctx.append(run)
     add_storage_routes(app.router)

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import AsyncIterator
 from typing import Final
 
-from shared.blobs.filesystem import FilesystemStore
-from shared.blobs.filesystem_writer import FilesystemWriter
-from shared.blobs.store import Stored, UploadBusy, UploadNotFound
+from shared.blobs.store import BlobStore, BlobWriter, Stored, UploadBusy, UploadNotFound
 from shared.errors import Conflict, Forbidden, NotFound
 from shared.events import FileDeleted
 from shared.identity import Principal
@@ -39,7 +38,7 @@ class Files:
 
     """
 
-    def __init__(self, store: FilesystemStore, outbox: Outbox) -> None:
+    def __init__(self, store: BlobStore, outbox: Outbox) -> None:
         self._store: Final = store
         self._outbox: Final = outbox
 
@@ -63,8 +62,10 @@ class Files:
             raise _unknown()
         return stored
 
-    async def open(self, found: Stored) -> int:
+    async def open(self, found: Stored) -> int | None:
         """Return a descriptor of a file's bytes; it stays good when the file is deleted.
+
+        ``None``: the store has no files; the bytes come from ``read``.
 
         Raises:
             NotFound: It has been deleted meanwhile.
@@ -76,11 +77,16 @@ class Files:
             fd = await self._store.open_blob(sidecar.upload_id)
         except UploadNotFound:
             raise _unknown() from None
-        size = os.fstat(fd).st_size
+        size = found.offset if fd is None else os.fstat(fd).st_size
         if size != sidecar.size:
-            os.close(fd)
+            if fd is not None:
+                os.close(fd)
             raise FileDamaged(f"{size} bytes instead of {sidecar.size}")
         return fd
+
+    def read(self, file_id: str, start: int, length: int) -> AsyncIterator[bytes]:
+        """Yield a part of a file's bytes, as ``BlobStore.read_range``."""
+        return self._store.read_range(file_id, start, length)
 
     async def delete(self, file_id: str, caller: Principal) -> None:
         """Delete the caller's file: the tombstone first, then the bytes, then the event.
@@ -111,7 +117,7 @@ class Files:
         finally:
             await writer.close()
 
-    async def _acquire(self, file_id: str) -> FilesystemWriter:
+    async def _acquire(self, file_id: str) -> BlobWriter:
         if not is_upload_id(file_id):
             raise _unknown()
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from functools import wraps
 from typing import Final
@@ -87,21 +88,31 @@ async def download(request: web.Request) -> web.StreamResponse:
         response = _response(stored, selection, etag=etag, modified_s=modified_s)
         await response.prepare(request)
         if request.method == "GET" and selection.length:
-            sent = await send_file(
-                request,
-                response,
-                fd,
-                selection.start,
-                selection.length,
-                stall_timeout_s=request.app[SETTINGS].download_stall_timeout,
-            )
+            sent = await _send(request, response, fd, selection)
             SENT.inc(sent)
             if sent < selection.length:
                 return response  # the client has gone; the connection is cut
         await response.write_eof()
         return response
     finally:
-        os.close(fd)
+        if fd is not None:
+            os.close(fd)
+
+
+async def _send(
+    request: web.Request, response: web.StreamResponse, fd: int | None, selection: Selection
+) -> int:
+    """Send the selected bytes; return how many went out."""
+    stall_s = request.app[SETTINGS].download_stall_timeout
+    start, length = selection.start, selection.length
+    if fd is not None:
+        return await send_file(request, response, fd, start, length, stall_timeout_s=stall_s)
+    sent = 0
+    async for piece in request.app[FILES].read(request.match_info["file_id"], start, length):
+        async with asyncio.timeout(stall_s):
+            await response.write(piece)
+        sent += len(piece)
+    return sent
 
 
 def _response(

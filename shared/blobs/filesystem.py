@@ -1,7 +1,9 @@
 """The blob store on a file system, local or shared by several processes and machines.
 
 Layout, below one root: ``ab/<id>.part`` grows, ``ab/<id>`` is complete, ``ab/<id>.info`` is
-the sidecar, where ``ab`` are the first two characters of the id. ``due/<id>.<seq>`` marks an
+the sidecar, ``ab/<id>.chunks/`` holds the chunks that came apart from the others, where
+``ab`` are the first two characters of the id. Uploads that share their bytes are hard links of
+one file. ``due/<id>.<seq>`` marks an
 event that may be unpublished, ``ask/<id>`` asks the writer to let go; both directories are
 nearly empty, so that listing them is cheap however many uploads there are.
 
@@ -11,22 +13,26 @@ whatever kills that, and a rename keeps it. All blocking calls run in disk threa
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import fcntl
 import os
 import stat
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Final, TypeVar
 
+import structlog
+
 from shared import sidecar as sidecars
+from shared.blobs.disk_threads import DiskThreads
 from shared.blobs.durable import sync_data, sync_directory, write_all
+from shared.blobs.filesystem_chunks import FilesystemChunk, list_chunks, remove_chunks
+from shared.blobs.filesystem_listing import due_events, live_and_recent, read_note, write_note
+from shared.blobs.filesystem_sweep import sweep_leftovers
 from shared.blobs.filesystem_writer import FilesystemWriter
-from shared.blobs.store import Due, FsyncPolicy, Stored, UploadBusy, UploadNotFound
+from shared.blobs.store import Chunk, Due, FsyncPolicy, Stored, UploadBusy, UploadNotFound
 from shared.errors import StartupError
 from shared.sidecar import Sidecar, SidecarDamaged
 
@@ -34,11 +40,14 @@ __all__ = ["FilesystemStore"]
 
 T = TypeVar("T")
 
+log = structlog.stdlib.get_logger(__name__)
+
 _DISK_THREADS: Final = 16
 """More than a disk's useful queue depth; a thread costs nothing while it waits."""
 
 _SHARDS: Final = tuple(f"{number:02x}" for number in range(256))
 _SURVEY_BATCH: Final = 256
+_PIECE: Final = 1024 * 1024
 
 _READ: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
 
@@ -70,7 +79,7 @@ class FilesystemStore:
     def __init__(self, root: Path, *, fsync: FsyncPolicy = "always") -> None:
         self.root: Final = root
         self.fsync: Final = fsync
-        self._threads: Final = ThreadPoolExecutor(_DISK_THREADS, thread_name_prefix="disk")
+        self._threads: Final = DiskThreads(_DISK_THREADS)
         self._prepare()
 
     def _prepare(self) -> None:
@@ -96,25 +105,15 @@ class FilesystemStore:
     async def run(
         self, job: Callable[..., T], *args: object, undo: Callable[[T], object] | None = None
     ) -> T:
-        """Run a blocking call in a disk thread, to its end even if the caller is cancelled.
+        """Run a blocking call in a disk thread; see ``DiskThreads.run``."""
+        return await self._threads.run(job, *args, undo=undo)
 
-        A cancelled caller must not close a file descriptor that a thread still writes to.
-        What the call returned is then given to ``undo``, because nobody else gets it.
-        """
-        future = asyncio.get_running_loop().run_in_executor(self._threads, job, *args)
-        try:
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            while not future.done():
-                with contextlib.suppress(asyncio.CancelledError):  # cancelled once more
-                    await asyncio.wait([future])
-            if undo is not None and future.exception() is None:
-                undo(future.result())
-            raise
+    async def open(self) -> None:
+        """Do nothing: a file system is ready when it is made."""
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """End the disk threads once their work is done."""
-        self._threads.shutdown(wait=True)
+        self._threads.close()
 
     def path(self, upload_id: str, suffix: str = "") -> Path:
         """Return the path of one of an upload's files.
@@ -140,7 +139,7 @@ class FilesystemStore:
         return await self.run(self._read, upload_id)
 
     def _read(self, upload_id: str) -> Stored:
-        sidecar = self.load(upload_id)
+        sidecar = self.load_now(upload_id)
         if sidecar.is_gone:
             raise UploadNotFound(upload_id)
         for suffix in (".part", "", ".part"):  # a rename may fall between two looks
@@ -157,7 +156,10 @@ class FilesystemStore:
             return Stored(sidecar=sidecar, offset=0, modified_at=ended_at, visible=False)
         raise UploadNotFound(upload_id)
 
-    def load(self, upload_id: str) -> Sidecar:
+    async def load(self, upload_id: str) -> Sidecar:
+        return await self.run(self.load_now, upload_id)
+
+    def load_now(self, upload_id: str) -> Sidecar:
         """Return the sidecar, a tombstone too. Blocking.
 
         Raises:
@@ -176,16 +178,38 @@ class FilesystemStore:
         return record
 
     async def open_blob(self, upload_id: str) -> int:
-        """Return a descriptor for the bytes of a complete upload; the caller closes it.
-
-        Raises:
-            UploadNotFound: There are none (any more), or they are not complete.
-
-        """
         try:
             return await self.run(os.open, self.path(upload_id), _READ, undo=os.close)
         except FileNotFoundError:
             raise UploadNotFound(upload_id) from None
+
+    async def read_range(self, upload_id: str, start: int, length: int) -> AsyncIterator[bytes]:
+        if not sidecars.is_upload_id(upload_id):
+            raise UploadNotFound(upload_id)
+        fd = await self.run(self._open_any, upload_id, undo=os.close)
+        try:
+            while length > 0:
+                piece = await self.run(os.pread, fd, min(length, _PIECE), start)
+                if not piece:
+                    return
+                yield piece
+                start, length = start + len(piece), length - len(piece)
+        finally:
+            os.close(fd)
+
+    def _open_any(self, upload_id: str) -> int:
+        for suffix in (".part", "", ".part"):
+            with contextlib.suppress(FileNotFoundError):
+                return os.open(self.path(upload_id, suffix), _READ)
+        raise UploadNotFound(upload_id)
+
+    async def stage(self, upload_id: str) -> FilesystemChunk:
+        if not sidecars.is_upload_id(upload_id):
+            raise UploadNotFound(upload_id)
+        return await self.run(FilesystemChunk, self, upload_id, undo=FilesystemChunk.release)
+
+    async def chunks(self, upload_id: str) -> list[Chunk]:
+        return await self.run(list_chunks, self.path(upload_id, ".chunks"))
 
     # Writing.
 
@@ -244,7 +268,7 @@ class FilesystemStore:
     def _acquire(self, upload_id: str) -> FilesystemWriter:
         fd = self._lock(upload_id)
         try:
-            record = self.load(upload_id)
+            record = self.load_now(upload_id)
             if record.is_gone:
                 raise UploadNotFound(upload_id)
             self._question(upload_id).unlink(missing_ok=True)
@@ -256,7 +280,7 @@ class FilesystemStore:
             raise
 
     def _lock(self, upload_id: str) -> int:
-        for suffix in (".part", "", ".part"):
+        for suffix in (".part", "", ".part", ""):
             try:
                 fd = os.open(
                     self.path(upload_id, suffix), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -270,9 +294,11 @@ class FilesystemStore:
                 if isinstance(exc, BlockingIOError):
                     raise UploadBusy(upload_id) from None
                 raise
-            if os.fstat(fd).st_nlink:
-                return fd
-            os.close(fd)  # removed between open and lock
+            with contextlib.suppress(FileNotFoundError):
+                # Not the number of links: other uploads may share the bytes.
+                if os.path.samestat(os.fstat(fd), os.lstat(self.path(upload_id, suffix))):
+                    return fd
+            os.close(fd)  # removed or renamed between open and lock
         self._question(upload_id).unlink(missing_ok=True)  # there is nobody left to answer
         raise UploadNotFound(upload_id)
 
@@ -296,10 +322,6 @@ class FilesystemStore:
         await self.run(unlink)
 
     async def remove_unborn(self, upload_id: str, due: Sequence[Due]) -> None:
-        """Remove markers without a sidecar, and what else a crash left of a creation.
-
-        An upload that is being created just now is left alone, as its lock tells.
-        """
         await self.run(self._remove_unborn, upload_id, due)
 
     def _remove_unborn(self, upload_id: str, due: Sequence[Due]) -> None:
@@ -322,55 +344,53 @@ class FilesystemStore:
                 self._marker(one).unlink(missing_ok=True)
 
     async def remove_bytes(self, upload_id: str) -> None:
-        """Remove the bytes that a crash left beside a tombstone."""
         await self.run(self.unlink_bytes, upload_id)
 
     def unlink_bytes(self, upload_id: str) -> None:
         """Remove the bytes of an upload, complete or not. Blocking."""
         for suffix in ("", ".part"):
             self.path(upload_id, suffix).unlink(missing_ok=True)
+        remove_chunks(self.path(upload_id, ".chunks"))
 
     async def due(self, *, older_than_s: float) -> list[Due]:
-        return await self.run(self._due, time.time() - older_than_s)
-
-    def _due(self, before: float) -> list[Due]:
-        found = []
-        with os.scandir(self.root / "due") as entries:
-            for entry in entries:
-                with contextlib.suppress(FileNotFoundError):
-                    upload_id, _, seq = entry.name.partition(".")
-                    is_marker = sidecars.is_upload_id(upload_id) and seq.isdecimal()
-                    if is_marker and entry.stat().st_mtime <= before:
-                        found.append(Due(upload_id, int(seq)))
-        return sorted(found)
+        return await self.run(due_events, self.root / "due", time.time() - older_than_s)
 
     async def survey(self, *, recent_s: float) -> AsyncIterator[Sidecar]:
-        wanted = await self.run(self._live_and_recent, time.time() - recent_s)
+        folders = [self.root / shard for shard in _SHARDS]
+        wanted = await self.run(live_and_recent, folders, time.time() - recent_s)
         for start in range(0, len(wanted), _SURVEY_BATCH):
             for record in await self.run(self._load_all, wanted[start : start + _SURVEY_BATCH]):
                 yield record
 
-    def _live_and_recent(self, since: float) -> list[str]:
-        live, recent = set(), set()
-        for entry in self._blobs():
-            stem, _, suffix = entry.name.partition(".")
-            if suffix == "part":
-                live.add(stem)
-            elif suffix == "info":
-                with contextlib.suppress(FileNotFoundError):
-                    if entry.stat().st_mtime >= since:
-                        recent.add(stem)
-        return [one for one in live | recent if sidecars.is_upload_id(one)]
-
-    def _blobs(self) -> Iterator[os.DirEntry[str]]:
+    async def walk(self, *, unfinished: bool = False) -> AsyncIterator[Stored]:
+        wanted = ".part" if unfinished else ".info"
         for shard in _SHARDS:
-            with os.scandir(self.root / shard) as entries:
-                yield from entries
+            names = await self.run(os.listdir, self.root / shard)
+            for stem in (name.removesuffix(wanted) for name in names if name.endswith(wanted)):
+                try:
+                    yield await self.read(stem)
+                except UploadNotFound:
+                    continue
+                except (SidecarDamaged, OSError) as exc:
+                    log.error("record_not_read", upload_id=stem, error=repr(exc))
+
+    async def sweep_leftovers(self, *, older_than_s: float, dry_run: bool) -> list[str]:
+        before = time.time() - older_than_s
+        found = []
+        for shard in _SHARDS:
+            found += await self.run(sweep_leftovers, self.root / shard, before, dry_run)
+        return found
+
+    async def note(self, name: str) -> str:
+        return await self.run(read_note, self.root / name)
+
+    async def write_note(self, name: str, text: str) -> None:
+        await self.run(write_note, self.root / name, text)
 
     def _load_all(self, upload_ids: Sequence[str]) -> list[Sidecar]:
         records = []
         for upload_id in upload_ids:
             # One record that the disk does not give must not hide all others.
             with contextlib.suppress(UploadNotFound, SidecarDamaged, OSError):
-                records.append(self.load(upload_id))
+                records.append(self.load_now(upload_id))
         return records

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from shared.blobs.durable import start_writeback, sync_data, write_all
-from shared.blobs.store import Due
+from shared.blobs.durable import append_file, start_writeback, sync_data, write_all
+from shared.blobs.filesystem_chunks import FilesystemChunk, chunk_path, remove_chunks
+from shared.blobs.store import Chunk, ChunkWriter, Due, UploadBusy, UploadNotFound
 from shared.sidecar import Sidecar
 
 if TYPE_CHECKING:
@@ -81,7 +84,81 @@ class FilesystemWriter:
         with contextlib.suppress(FileNotFoundError):  # an earlier try came this far
             part.rename(self._store.path(sidecar.upload_id))
         self.visible = True
-        return self._record(sidecar)  # its sync of the directory covers the rename
+        due = self._record(sidecar)  # its sync of the directory covers the rename
+        remove_chunks(self._store.path(sidecar.upload_id, ".chunks"))
+        return due
+
+    async def take(self, staged: ChunkWriter) -> None:
+        if not isinstance(staged, FilesystemChunk):
+            raise TypeError(staged)
+        await self._store.run(self._take, staged)
+
+    def _take(self, staged: FilesystemChunk) -> None:
+        self._append(staged.descriptor)
+        staged.release()
+
+    def _append(self, source: int) -> None:
+        try:
+            append_file(source, self._fd)
+        finally:
+            self.offset = os.lseek(self._fd, 0, os.SEEK_END)
+            self.modified_at = time.time()
+
+    async def join_chunks(self, chunks: Sequence[Chunk]) -> None:
+        folder = self._store.path(self.sidecar.upload_id, ".chunks")
+        paths = [chunk_path(folder, one.index, one.digest) for one in chunks]
+        await self._store.run(self._join, paths)
+
+    async def join_uploads(self, upload_ids: Sequence[str]) -> None:
+        await self._store.run(self._join, [self._store.path(one) for one in upload_ids])
+
+    def _join(self, paths: Sequence[Path]) -> None:
+        os.ftruncate(self._fd, 0)
+        self.offset = self._safe = os.lseek(self._fd, 0, os.SEEK_SET)
+        for path in paths:
+            fd = self._open_source(path)
+            try:
+                self._append(fd)
+            finally:
+                os.close(fd)
+        if self._store.fsync != "never":
+            self._sync()
+
+    def _open_source(self, path: Path) -> int:
+        try:
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            raise UploadNotFound(path.name) from None
+
+    async def share(self, original_id: str) -> None:
+        await self._store.run(self._share, original_id)
+
+    def _share(self, original_id: str) -> None:
+        """Make a second link to the original's file, and hold its lock from then on.
+
+        The lock lies on the file, not on its name. So while one of those that share it is
+        held, which is rare and short for complete files, the others are busy.
+        """
+        original = self._store.path(original_id)
+        own = self._store.path(self.sidecar.upload_id, ".part")
+        fd = self._open_source(original)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            link = own.with_suffix(".share")
+            link.unlink(missing_ok=True)
+            os.link(original, link)
+            link.rename(own)
+        except BlockingIOError:
+            os.close(fd)
+            raise UploadBusy(original_id) from None
+        except OSError as exc:
+            os.close(fd)
+            if isinstance(exc, FileNotFoundError):
+                raise UploadNotFound(original_id) from None
+            raise
+        os.close(self._fd)
+        self._fd = fd
+        self.offset = self._safe = os.fstat(fd).st_size
 
     async def bury(self, tombstone: Sidecar) -> list[Due]:
         return await self._store.run(self._bury, tombstone)
@@ -99,6 +176,8 @@ class FilesystemWriter:
 
     def _make_room(self) -> None:
         """Free the bytes of an upload that is to end; hidden first, so nobody gets half."""
+        if os.fstat(self._fd).st_nlink > 1:  # others have these bytes too
+            return
         part = self._store.path(self.sidecar.upload_id, ".part")
         if self.visible:
             self._store.path(self.sidecar.upload_id).rename(part)

@@ -17,8 +17,11 @@ from shared.sidecar import Sidecar
 __all__ = [
     "BlobStore",
     "BlobWriter",
+    "Chunk",
+    "ChunkWriter",
     "Due",
     "FsyncPolicy",
+    "LeaseUnavailable",
     "Stored",
     "UploadBusy",
     "UploadNotFound",
@@ -35,6 +38,10 @@ class UploadNotFound(Exception):
 
 class UploadBusy(Exception):
     """Somebody else holds the exclusive right to write."""
+
+
+class LeaseUnavailable(Exception):
+    """Nobody can grant the right to write just now. Try again in a moment."""
 
 
 class Stored(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,6 +61,52 @@ class Due(msgspec.Struct, frozen=True, order=True):
 
     upload_id: str
     seq: int
+
+
+class Chunk(msgspec.Struct, frozen=True, kw_only=True, order=True):
+    """A piece of an upload that was received apart from the others, whole and durable."""
+
+    index: int
+    """Its place among the chunks of the upload, from 0."""
+    size: int
+    """Bytes."""
+    digest: str
+    """SHA-256 of the bytes, hex."""
+    received_at: float
+    """UTC, seconds since the epoch."""
+
+
+class ChunkWriter(Protocol):
+    """Receives one chunk beside the upload's bytes, which it does not touch.
+
+    Many may be open for one upload, in all processes, even for the same index. What is not
+    committed is nothing: a crash leaves at most an orphan for ``sweep_leftovers``.
+    """
+
+    size: int
+    """Bytes written so far."""
+
+    async def write(self, pieces: Sequence[bytes]) -> None:
+        """Append the pieces in order.
+
+        Raises:
+            OSError: Not all were written. Only ``discard`` is of use then.
+
+        """
+
+    async def commit(self, index: int, digest: str) -> Chunk:
+        """Make the chunk durable and part of ``BlobStore.chunks``; return what is there.
+
+        If a chunk with this index is there already, that one stays and is returned: the
+        caller compares the digests.
+
+        Raises:
+            OSError: It is not durable, and not listed.
+
+        """
+
+    async def discard(self) -> None:
+        """Forget the bytes. Does nothing after ``commit`` or a second time."""
 
 
 class BlobWriter(Protocol):
@@ -95,7 +148,49 @@ class BlobWriter(Protocol):
         """
 
     async def bury(self, tombstone: Sidecar) -> list[Due]:
-        """Record the end of the upload durably, then remove its bytes."""
+        """Record the end of the upload durably, then remove its bytes and chunks.
+
+        The record of a failed upload stays to be read; of others only the tombstone is left.
+        """
+
+    async def take(self, staged: ChunkWriter) -> None:
+        """Append the bytes of an uncommitted chunk, which is then gone. Not synced yet.
+
+        Raises:
+            OSError: As ``write``. What is there is a prefix of the chunk.
+
+        """
+
+    async def join_chunks(self, chunks: Sequence[Chunk]) -> None:
+        """Replace the bytes by those of the chunks, in this order, durably.
+
+        The chunks stay until ``finish`` or ``bury``, so it may be repeated after a crash.
+
+        Raises:
+            OSError: The bytes are not complete; repeat it.
+
+        """
+
+    async def join_uploads(self, upload_ids: Sequence[str]) -> None:
+        """Replace the bytes by those of other, visible uploads, in this order, durably.
+
+        One may be named several times. They stay as they are.
+
+        Raises:
+            UploadNotFound: One of them is not there, or not visible.
+            OSError: The bytes are not complete; repeat it.
+
+        """
+
+    async def share(self, original_id: str) -> None:
+        """Replace the bytes by those of another, visible upload, stored once for both.
+
+        They go with the last upload that has them. Where a store cannot share, it copies.
+
+        Raises:
+            UploadNotFound: The other is not there, or not visible.
+
+        """
 
     async def close(self) -> None:
         """Give the right up. Further calls do nothing."""
@@ -103,6 +198,20 @@ class BlobWriter(Protocol):
 
 class BlobStore(Protocol):
     """All uploads. Every method may raise ``OSError`` when the store itself fails."""
+
+    async def open(self) -> None:
+        """Connect to what is behind the store. Called once, in the loop that uses it.
+
+        Raises:
+            StartupError: It cannot be used; the text says why.
+
+        """
+
+    async def close(self) -> None:
+        """Let go of connections and threads, once their work is done."""
+
+    def is_writable(self) -> bool:
+        """Tell, without delay, whether the store seems usable now."""
 
     async def create(self, sidecar: Sidecar) -> list[Due]:
         """Open an upload: when this returns, it survives a crash."""
@@ -116,6 +225,35 @@ class BlobStore(Protocol):
 
         """
 
+    async def load(self, upload_id: str) -> Sidecar:
+        """Return the record alone, a tombstone too.
+
+        Raises:
+            UploadNotFound: There is none.
+            SidecarDamaged: It cannot be read.
+
+        """
+
+    def read_range(self, upload_id: str, start: int, length: int) -> AsyncIterator[bytes]:
+        """Yield so many bytes from ``start``, in pieces of at most 1 MiB, visible or not.
+
+        Yields fewer if there are fewer. Holds no more than a few pieces in memory.
+
+        Raises:
+            UploadNotFound: There is no such upload.
+
+        """
+
+    async def open_blob(self, upload_id: str) -> int | None:
+        """Return a descriptor for the bytes of a complete upload; the caller closes it.
+
+        ``None``: this store has no files. Use ``read_range``.
+
+        Raises:
+            UploadNotFound: There are none (any more), or they are not complete.
+
+        """
+
     async def acquire(self, upload_id: str) -> BlobWriter:
         """Take the exclusive right to write, across all processes on this store.
 
@@ -123,6 +261,7 @@ class BlobStore(Protocol):
 
         Raises:
             UploadBusy: Somebody else has it. ``ask_release`` and try again.
+            LeaseUnavailable: Redis grants the right, and it is away.
             UploadNotFound: As for ``read``.
             SidecarDamaged: As for ``read``.
 
@@ -134,6 +273,17 @@ class BlobStore(Protocol):
     async def release_asked(self) -> set[str]:
         """Return the ids of the uploads for which somebody waits."""
 
+    async def stage(self, upload_id: str) -> ChunkWriter:
+        """Begin to receive a chunk. Needs no right to write.
+
+        Raises:
+            UploadNotFound: This is no id.
+
+        """
+
+    async def chunks(self, upload_id: str) -> list[Chunk]:
+        """Return the committed chunks by index."""
+
     async def mark_published(self, due: Due, *, last: bool) -> None:
         """Note that an event is on the stream; ``last`` drops the tombstone too."""
 
@@ -142,3 +292,32 @@ class BlobStore(Protocol):
 
     def survey(self, *, recent_s: float) -> AsyncIterator[Sidecar]:
         """Yield the sidecars of unfinished uploads and of those changed in the last seconds."""
+
+    def walk(self, *, unfinished: bool = False) -> AsyncIterator[Stored]:
+        """Yield every upload, or those that are not visible yet; no tombstones.
+
+        Records that cannot be read are left out and logged. For work in the background:
+        it takes as long as there are uploads.
+        """
+
+    async def remove_unborn(self, upload_id: str, due: Sequence[Due]) -> None:
+        """Remove markers without a sidecar, and what else a crash left of a creation.
+
+        An upload that is being created just now is left alone.
+        """
+
+    async def remove_bytes(self, upload_id: str) -> None:
+        """Remove the bytes and chunks that a crash left beside a tombstone."""
+
+    async def sweep_leftovers(self, *, older_than_s: float, dry_run: bool) -> list[str]:
+        """Remove what belongs to no upload and is so old; return what that was, for a log.
+
+        That is: bytes and chunks without a record, temporary files, multipart uploads that
+        nobody owns. A dry run only tells.
+        """
+
+    async def note(self, name: str) -> str:
+        """Return the text kept under a name; empty if there is none."""
+
+    async def write_note(self, name: str, text: str) -> None:
+        """Replace the text kept under a name, at once or not at all."""

@@ -110,7 +110,7 @@ async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
             yield one
     finally:
         await runner.cleanup()
-        store.close()
+        await store.close()
 
 
 @pytest.mark.parametrize("size", [0, 1, 1000, _BATCH - 1, _BATCH, _BATCH + 1, 3 * _BATCH + 7])

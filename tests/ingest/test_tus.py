@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict
 
 from services.ingest import tus
+from services.ingest.creation import Creation
 from services.ingest.errors import OffsetMismatch, UnsupportedMediaType, VersionUnsupported
 from shared.errors import ApiError, InvalidRequest, PayloadTooLarge
 
@@ -57,7 +58,7 @@ BAD_METADATA = [
 ]
 
 
-def creation(max_size: int = 0, **headers: str) -> tus.Creation:
+def creation(max_size: int = 0, **headers: str) -> Creation:
     """Return what a POST with these headers asks for; underscores stand for hyphens."""
     return tus.parse_creation(sent(**headers), max_size=max_size)
 

@@ -27,7 +27,7 @@ async def store(tmp_path: Path) -> AsyncIterator[FilesystemStore]:
     """A store of its own."""
     one = FilesystemStore(tmp_path / "blobs")
     yield one
-    one.close()
+    await one.close()
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ async def test_no_question_is_left(store: FilesystemStore, upload_id: str) -> No
                 await asyncio.sleep(0.01)
             store.unlink_bytes(upload_id)
         await waiting
-    elsewhere.close()
+    await elsewhere.close()
     assert os.listdir(store.root / "ask") == []
 
 
@@ -217,7 +217,7 @@ async def test_two_stores_on_one_folder(store: FilesystemStore, upload_id: str) 
         await holder
     assert log == ["asked for takeover", "released"]
     assert os.listdir(store.root / "ask") == []
-    elsewhere.close()
+    await elsewhere.close()
 
 
 async def test_takes_over_from_another_process(ingest: Ingest) -> None:
@@ -237,7 +237,7 @@ async def test_takes_over_from_another_process(ingest: Ingest) -> None:
                 while True:
                     hanging.send(b"late" * 1000)
         assert (await store.read(id_of(path))).offset == 300
-    store.close()
+    await store.close()
 
 
 async def test_gives_way_to_another_process(ingest: Ingest) -> None:
@@ -253,7 +253,7 @@ async def test_gives_way_to_another_process(ingest: Ingest) -> None:
         assert offset == 1
         assert time.monotonic() - started < 1.0
         await holder
-    store.close()
+    await store.close()
 
 
 def test_lease_is_free_of_the_loop() -> None:

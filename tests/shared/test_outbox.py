@@ -85,7 +85,7 @@ async def start_process(data_dir: Path) -> AsyncIterator[StartProcess]:
 
         def start(redis: Redis, *, publishes: bool = True, queue_limit: int = 9999) -> Process:
             process = Process(data_dir, redis, queue_limit=queue_limit)
-            stack.callback(process.store.close)
+            stack.push_async_callback(process.store.close)
             stack.push_async_callback(process.outbox.close)
             if publishes:
                 tasks.append(asyncio.create_task(process.publisher.run()))

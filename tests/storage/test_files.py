@@ -44,7 +44,7 @@ def store(data_dir: Path) -> Iterator[FilesystemStore]:
     """A store on an empty data folder."""
     one = FilesystemStore(data_dir / "blobs")
     yield one
-    one.close()
+    asyncio.run(one.close())
 
 
 @pytest.fixture
@@ -72,6 +72,7 @@ async def test_find_and_open(files: Files, store: FilesystemStore) -> None:
 
     stored = await files.find(file_id, LOCAL)
     fd = await files.open(stored)
+    assert fd is not None
 
     assert (stored.offset, stored.sidecar.facts.filename) == (len(CONTENT), "report.pdf")
     assert os.pread(fd, 100, 0) == CONTENT
@@ -121,6 +122,7 @@ async def test_delete_outlives_an_open_descriptor(files: Files, store: Filesyste
     file_id = await put_file(store, CONTENT)
     stored = await files.find(file_id, LOCAL)
     fd = await files.open(stored)
+    assert fd is not None
 
     await files.delete(file_id, LOCAL)
 
@@ -191,7 +193,7 @@ async def test_sweep_of_a_delete_cut_before_the_bytes(
 ) -> None:
     """A tombstone with its bytes beside it loses them, and the others are told."""
     file_id = await put_file(store, CONTENT)
-    store.path(file_id, ".info").write_bytes(tombstone_of(store.load(file_id)))
+    store.path(file_id, ".info").write_bytes(tombstone_of(store.load_now(file_id)))
     (store.root / "due" / f"{file_id}.3").touch()
 
     await outbox.sweep(older_than_s=0)
@@ -205,7 +207,7 @@ async def test_sweep_of_a_delete_cut_before_the_event(
 ) -> None:
     """A tombstone without bytes is told and removed."""
     file_id = await put_file(store, CONTENT)
-    store.path(file_id, ".info").write_bytes(tombstone_of(store.load(file_id)))
+    store.path(file_id, ".info").write_bytes(tombstone_of(store.load_now(file_id)))
     store.path(file_id).unlink()
     (store.root / "due" / f"{file_id}.3").touch()
 

@@ -68,7 +68,7 @@ def store(data_dir: Path) -> Iterator[FilesystemStore]:
     """What keeps the files that are served."""
     one = FilesystemStore(data_dir / "blobs")
     yield one
-    one.close()
+    asyncio.run(one.close())
 
 
 @pytest.fixture
@@ -592,7 +592,7 @@ async def test_late_delete_of_a_dead_process(
     storage: Client, store: FilesystemStore, file_id: str
 ) -> None:
     """A tombstone whose bytes a crash has left is gone for readers already."""
-    sidecar = store.load(file_id)
+    sidecar = store.load_now(file_id)
     store.path(file_id, ".info").write_bytes(tombstone_of(sidecar))
 
     get = await storage.get(path_of(file_id))

@@ -6,6 +6,7 @@ disk that fails is had by letting the kernel answer EIO.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shutil
@@ -300,7 +301,7 @@ def test_a_failed_sync_takes_back_what_is_not_safe(folder: Path, child: Child) -
     child.do("close")
     assert child.do(f"acquire {one}") == Reply("ok", 1700)
     assert part.read_bytes() == pattern(1700)
-    store.close()
+    asyncio.run(store.close())
 
 
 @needs_strace

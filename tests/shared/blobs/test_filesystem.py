@@ -44,7 +44,7 @@ def open_on() -> Iterator[Open]:
 
         def open_one(root: Path) -> FilesystemStore:
             store = FilesystemStore(root)
-            stack.callback(store.close)
+            stack.callback(lambda store=store: asyncio.run(store.close()))
             return store
 
         yield open_one
@@ -631,7 +631,7 @@ def test_processes_may_start_at_the_same_time(folder: Path) -> None:
         root = folder / str(round_)
         with ThreadPoolExecutor(8) as threads:
             for store in threads.map(FilesystemStore, [root] * 16):
-                store.close()
+                asyncio.run(store.close())
         assert files_below(root) == {}
 
 
