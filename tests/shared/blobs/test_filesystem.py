@@ -37,6 +37,11 @@ from tests.shared.samples import new_sidecar
 Open = Callable[..., FilesystemStore]
 
 
+def close(store: FilesystemStore) -> None:
+    """Close a store outside any loop."""
+    asyncio.run(store.close())
+
+
 @pytest.fixture
 def open_on() -> Iterator[Open]:
     """Open stores that are closed after the test."""
@@ -44,7 +49,7 @@ def open_on() -> Iterator[Open]:
 
         def open_one(root: Path) -> FilesystemStore:
             store = FilesystemStore(root)
-            stack.callback(lambda store=store: asyncio.run(store.close()))
+            stack.callback(close, store)
             return store
 
         yield open_one
