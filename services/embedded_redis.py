@@ -43,8 +43,8 @@ def embedded_redis(
     """Run a real Redis server for as long as the context lasts; yield its URL (unix://…).
 
     A write is in the AOF before it is answered, and on stable storage about a second later. A
-    server that ends by itself is not started again: its clients lose their connections. Do not
-    fork without exec inside: the child would keep the server running after this process.
+    server that ends by itself is started again on the same address; its clients reconnect. Do
+    not fork without exec inside: the child would keep the server running after this process.
 
     Args:
         data_dir: What DATA_DIR names; made when it does not exist.

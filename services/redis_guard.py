@@ -7,6 +7,7 @@ its own. It uses the standard library only and knows nothing of Redis but that S
 
 Standard input is a pipe whose other end the starter holds and never writes to. The kernel
 closes it however the starter ends, SIGKILL included, so end of file is the order to stop.
+A server that ends by itself, after it had settled, is started again.
 LOCK_FD is an open, locked file that the server inherits: the lock is free only when both the
 guard and the server are gone. SCRATCH is a directory to remove at the end, or empty.
 """
@@ -20,12 +21,15 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from typing import Final
 
 _STDIN: Final = 0
 _STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _PR_SET_PDEATHSIG: Final = 1  # <sys/prctl.h>
+_SETTLED_S: Final = 1.0
+"""A server that ends sooner would end again: then its starter must hear of it."""
 _CANNOT_RUN: Final = 127  # the status that shells give for a command they cannot run
 
 
@@ -56,15 +60,16 @@ def _signals_as_bytes() -> int:
     return readable
 
 
-def _watch(server: subprocess.Popen[bytes], woken: int) -> None:
-    """Return when the server has ended, or when it is to end."""
+def _watch(server: subprocess.Popen[bytes], woken: int) -> bool:
+    """Wait until the server has ended, or is to end; return whether it is to."""
     while server.poll() is None:
         ready, _, _ = select.select([_STDIN, woken], [], [])
         if _STDIN in ready:
-            return
+            return True
         # SIGCHLD also comes when the server is paused or goes on, which is no reason to stop.
         if not set(os.read(woken, 64)).isdisjoint(_STOP_SIGNALS):
-            return
+            return True
+    return False
 
 
 def _stop(server: subprocess.Popen[bytes], grace_s: float) -> None:
@@ -81,17 +86,24 @@ def _stop(server: subprocess.Popen[bytes], grace_s: float) -> None:
 def main(lock_fd: str, grace_s: str, scratch: str, *command: str) -> int:
     """Run the server to its end; return its status, as a shell would (128 + signal)."""
     woken = _signals_as_bytes()
-    try:
-        server = subprocess.Popen(  # noqa: S603 - the command is our starter's
-            command,
-            stdin=subprocess.DEVNULL,
-            pass_fds=[int(lock_fd)],
-            preexec_fn=_die_with_me(),  # noqa: PLW1509 - safe: this process has one thread
-        )
-    except (OSError, subprocess.SubprocessError) as error:
-        sys.stderr.write(f"redis_guard: {error}\n")
-        return _CANNOT_RUN
-    _watch(server, woken)
+    while True:
+        started = time.monotonic()
+        try:
+            server = subprocess.Popen(  # noqa: S603 - the command is our starter's
+                command,
+                stdin=subprocess.DEVNULL,
+                pass_fds=[int(lock_fd)],
+                preexec_fn=_die_with_me(),  # noqa: PLW1509 - safe: this process has one thread
+            )
+        except (OSError, subprocess.SubprocessError) as error:
+            sys.stderr.write(f"redis_guard: {error}\n")
+            return _CANNOT_RUN
+        told_to_stop = _watch(server, woken)
+        if told_to_stop or time.monotonic() - started < _SETTLED_S:
+            break
+        # Its clients reconnect, and its AOF has all that it acknowledged.
+        sys.stderr.write(f"redis_guard: the server ended with {server.poll()}: once more\n")
+        sys.stderr.flush()
     _stop(server, float(grace_s))
     if scratch:
         shutil.rmtree(scratch, ignore_errors=True)

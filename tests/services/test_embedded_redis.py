@@ -17,6 +17,7 @@ from urllib.parse import unquote
 
 import pytest
 from redis import Redis
+from redis.exceptions import RedisError
 
 from services import embedded_redis as embedded_redis_module
 from services import redis_guard
@@ -228,8 +229,8 @@ def test_guard_asked_to_end(tmp_path: Path, server: Path) -> None:
     assert "bye bye" in (tmp_path / "redis/redis.log").read_text()
 
 
-def test_server_killed(tmp_path: Path, server: Path) -> None:
-    """A server that dies is not started again; the context is left without fuss."""
+def test_server_killed_at_once(tmp_path: Path, server: Path) -> None:
+    """A server that dies as soon as it runs would die again; the context is left in order."""
     with embedded_redis(tmp_path, server=server) as url:
         pid = server_pid(url)
         guard = guard_pid(pid)
@@ -237,6 +238,29 @@ def test_server_killed(tmp_path: Path, server: Path) -> None:
         poll(lambda: gone(guard), "the guard has ended too")
     with embedded_redis(tmp_path, server=server) as url, client_of(url) as client:
         assert client.ping()
+
+
+def test_server_killed_when_it_had_settled(tmp_path: Path, server: Path) -> None:
+    """A server that dies while it works is there again at once, with what it acknowledged."""
+    with embedded_redis(tmp_path, server=server) as url:
+        pid = server_pid(url)
+        with client_of(url) as client:
+            client.set("kept", "yes")
+            poll(lambda: client.info("server")["uptime_in_seconds"] > 1, "it has settled")
+        os.kill(pid, signal.SIGKILL)
+        poll(lambda: gone(pid) and answers(url), "another one answers")
+        with client_of(url) as client:
+            assert client.get("kept") == "yes"
+        assert server_pid(url) != pid
+
+
+def answers(url: str) -> bool:
+    """Tell whether a server is there and has loaded its data."""
+    try:
+        with client_of(url) as client:
+            return bool(client.ping())
+    except RedisError:
+        return False
 
 
 def test_server_paused(tmp_path: Path, server: Path) -> None:
