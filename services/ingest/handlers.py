@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import wraps
 from typing import Final
@@ -11,7 +11,8 @@ import structlog
 from aiohttp import web
 
 from services.ingest import tus
-from services.ingest.errors import BodyStalled, Gone, Locked
+from services.ingest.checksums import TUS_ALGORITHMS, Check, tus_checks
+from services.ingest.errors import BodyStalled, ChecksumMismatch, Gone, Locked
 from services.ingest.location import COLLECTION, Locations
 from services.ingest.receive import Ended
 from services.ingest.refusals import refusing
@@ -69,7 +70,13 @@ def speaks_tus(handler: TusHandler) -> TusHandler:
 
 def _refusal(error: ApiError) -> web.Response:
     headers = {**error.headers, "Cache-Control": "no-store"}
-    response = web.Response(status=error.status, text=error.message + "\n", headers=headers)
+    response = web.Response(
+        status=error.status,
+        # aiohttp has no phrase for the status that is tus's own.
+        reason=error.title if isinstance(error, ChecksumMismatch) else None,
+        text=error.message + "\n",
+        headers=headers,
+    )
     if error.status >= 413 or error.status == 408:
         response.force_close()  # the rest of the body is not wanted
     return response
@@ -77,7 +84,11 @@ def _refusal(error: ApiError) -> web.Response:
 
 async def discover(request: web.Request) -> web.Response:
     """OPTIONS: say what is supported, to anyone, in any version (items 34 to 36)."""
-    headers = {"Tus-Version": tus.VERSION, "Tus-Extension": tus.EXTENSIONS}
+    headers = {
+        "Tus-Version": tus.VERSION,
+        "Tus-Extension": tus.EXTENSIONS,
+        "Tus-Checksum-Algorithm": ",".join(TUS_ALGORITHMS),
+    }
     max_size = request.app[SETTINGS].upload_max_file_size
     if max_size:
         headers["Tus-Max-Size"] = str(max_size)
@@ -91,6 +102,7 @@ async def create_upload(request: web.Request) -> web.StreamResponse:
     tus.check_version(request.headers)
     max_size = settings.upload_max_file_size
     creation = tus.parse_creation(request.headers, max_size=max_size)
+    checks = tus_checks(request.headers)
     with_piece = _has_piece(request)
     if with_piece:
         tus.room_for_chunk(
@@ -109,7 +121,7 @@ async def create_upload(request: web.Request) -> web.StreamResponse:
     if with_piece or creation.size == 0:
         async with uploads.writers.writing(sidecar.upload_id) as lease:
             if with_piece:
-                await _receive(request, lease, provided=0)
+                await _receive(request, lease, provided=0, checks=checks)
             else:  # item 48: it is finished at once, whatever body comes along
                 await uploads.complete(lease.writer)
             headers |= _state_headers(request, lease.writer)
@@ -140,8 +152,9 @@ async def append_chunk(request: web.Request) -> web.StreamResponse:
     tus.check_version(request.headers)
     provided = tus.parse_count(request.headers, "Upload-Offset")
     tus.check_chunk_type(request.headers)
+    checks = tus_checks(request.headers)
     async with _writing(request, provided=provided) as lease:
-        await _receive(request, lease, provided=provided)
+        await _receive(request, lease, provided=provided, checks=checks)
         return web.Response(status=204, headers=_progress_headers(request, lease))
 
 
@@ -164,13 +177,17 @@ def _refuse_expired(uploads: Uploads, stored: Stored) -> None:
         raise Gone("The upload was not continued in time.")
 
 
-async def _receive(request: web.Request, lease: Lease, *, provided: int) -> None:
+async def _receive(
+    request: web.Request, lease: Lease, *, provided: int, checks: Sequence[Check] = ()
+) -> None:
     """Check the request against the upload, take its body, and complete what is complete."""
     uploads, writer = request.app[UPLOADS], lease.writer
     max_size = request.app[SETTINGS].upload_max_file_size
-    known = writer.sidecar.size
     size = tus.declared_length(
-        request.headers, known=known, offset=writer.offset, max_size=max_size
+        request.headers,
+        known=writer.sidecar.size,
+        offset=writer.offset,
+        max_size=max_size,
     )
     room = tus.room_for_chunk(
         provided=provided,
@@ -179,11 +196,9 @@ async def _receive(request: web.Request, lease: Lease, *, provided: int) -> None
         length=request.content_length,
         max_size=max_size,
     )
-    if size is not None and size != known:
-        await uploads.declare_length(writer, size)
     body = RequestBody(request)
     await body.invite()
-    ended = await uploads.append(lease, body, room)
+    ended = await uploads.append(lease, body, room, checks=checks, length=size)
     if ended is not Ended.COMPLETE:
         raise _early_end(ended, lease)
 

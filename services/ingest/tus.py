@@ -38,7 +38,12 @@ __all__ = [
 
 VERSION: Final = "1.0.0"
 CHUNK_TYPE: Final = "application/offset+octet-stream"
-EXTENSIONS: Final = "creation,creation-with-upload,creation-defer-length,termination,expiration"
+EXTENSIONS: Final = ",".join(
+    (
+        *("creation", "creation-with-upload", "creation-defer-length"),
+        *("termination", "expiration", "checksum"),
+    )
+)
 
 _MAX_DIGITS: Final = 18
 """Stays below 2**63 bytes, and below what makes parsing a number expensive."""
@@ -48,7 +53,8 @@ _BASE64: Final = re.compile(  # RFC 4648 section 4; b64decode lets surplus paddi
 )
 _SINGLE: Final = (
     *("Tus-Resumable", "Upload-Length", "Upload-Offset", "Upload-Defer-Length"),
-    *("Upload-Metadata", "Content-Type", "X-HTTP-Method-Override"),
+    *("Upload-Metadata", "Upload-Checksum", "Upload-Concat"),
+    *("Content-Type", "X-HTTP-Method-Override"),
 )
 
 

@@ -7,12 +7,14 @@ the stream after that (``shared.outbox``). Redis is not needed for any of it.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Final
 
 import structlog
 from msgspec.structs import replace
 from prometheus_client import Counter, Gauge
 
+from services.ingest.checksums import Check
 from services.ingest.completion import Completion
 from services.ingest.creation import Creation
 from services.ingest.progress import ProgressReporter
@@ -20,6 +22,7 @@ from services.ingest.receive import Ended, receive
 from services.ingest.refusals import refusing
 from services.ingest.request_body import RequestBody
 from services.ingest.settings import Settings
+from services.ingest.staging import StagedBody
 from services.ingest.writers import Lease, Writers
 from shared.blobs.store import BlobStore, BlobWriter, Stored
 from shared.errors import Forbidden
@@ -127,12 +130,29 @@ class Uploads:
         self._progress.changed(sidecar, 0)
         return sidecar
 
-    async def append(self, lease: Lease, body: RequestBody, room: int | None) -> Ended:
+    async def append(
+        self,
+        lease: Lease,
+        body: RequestBody,
+        room: int | None,
+        *,
+        checks: Sequence[Check] = (),
+        length: int | None = None,
+    ) -> Ended:
         """Add a body to the upload; what came is on stable storage when this returns.
 
         Completes the upload when its last byte is there. Returns why receiving ended.
 
+        Args:
+            lease: The right to write.
+            body: Of the request.
+            room: Most bytes to take; ``None`` is no limit.
+            checks: What the body must prove to be. If there are any, then all of the body
+                becomes part of the upload, or nothing of it and no trace.
+            length: The upload's, if the request declares one that had been deferred.
+
         Raises:
+            ChecksumMismatch: The body is not what it should be; the upload is unchanged.
             OSError: The disk refused; the writer's offset says what is kept.
 
         """
@@ -143,7 +163,11 @@ class Uploads:
         self._progress.begin(writer.sidecar, before)
         try:
             with RECEIVING.track_inprogress():
-                ended = await self._receive(lease, body, room)
+                if checks:
+                    ended = await self._receive_whole(lease, body, room, checks, length)
+                else:
+                    await self._declare(writer, length)
+                    ended = await self._receive(lease, body, room)
             if writer.offset == writer.sidecar.size:
                 await self.complete(writer)
         finally:
@@ -165,10 +189,39 @@ class Uploads:
         finally:
             await writer.sync()
 
-    async def declare_length(self, writer: BlobWriter, size: int) -> None:
+    async def _receive_whole(
+        self,
+        lease: Lease,
+        body: RequestBody,
+        room: int | None,
+        checks: Sequence[Check],
+        length: int | None,
+    ) -> Ended:
+        """Receive a body beside the upload, and take it once it is found good (item 82)."""
+        staged = StagedBody(self.store, lease.upload_id, checks)
+        try:
+            ended = await receive(
+                body,
+                lease,
+                into=staged,
+                room=room,
+                idle_s=self._idle_s,
+                on_progress=lambda _: None,  # the upload is where it was
+            )
+            if ended is Ended.COMPLETE:
+                staged.verify()
+                await self._declare(lease.writer, length)
+                await staged.append_to(lease.writer)
+        finally:
+            await staged.discard()
+            await lease.writer.sync()
+        return ended
+
+    async def _declare(self, writer: BlobWriter, length: int | None) -> None:
         """Set the length of an upload that had deferred it, durably."""
-        facts = replace(writer.sidecar.facts, size=size)
-        await writer.record(replace(writer.sidecar, facts=facts))
+        if length is not None and length != writer.sidecar.size:
+            facts = replace(writer.sidecar.facts, size=length)
+            await writer.record(replace(writer.sidecar, facts=facts))
 
     async def complete(self, writer: BlobWriter) -> None:
         """Finish an upload whose bytes are all there; see ``Completion.complete``."""
