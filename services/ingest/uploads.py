@@ -14,6 +14,7 @@ import structlog
 from msgspec.structs import replace
 from prometheus_client import Counter, Gauge
 
+from services.ingest.arrivals import Arrivals
 from services.ingest.checksums import Check
 from services.ingest.completion import Completion
 from services.ingest.creation import Creation
@@ -32,13 +33,30 @@ from shared.outbox import Outbox
 from shared.sidecar import Sidecar, new_id
 from shared.times import now_ms
 
-__all__ = ["Uploads"]
+__all__ = ["Uploads", "can_expire"]
 
 log = structlog.stdlib.get_logger(__name__)
 
 BYTES = Counter("ingest_bytes_total", "Bytes of uploads written to the store.")
 ENDED = Counter("ingest_bodies_total", "Bodies received, by how they ended.", ["how"])
 RECEIVING = Gauge("ingest_receiving", "Requests whose body is being received.")
+
+
+def can_expire(sidecar: Sidecar, *, visible: bool) -> bool:
+    """Tell whether an upload ends if it is left alone for too long (items 72 and 76).
+
+    Files stay, and so do records of failures as long as they do. A partial upload never becomes
+    a file: complete or not, it goes when it has not changed for a session's time, since a
+    client may join it again until then (item 96).
+
+    Args:
+        sidecar: Of the upload.
+        visible: Whether its bytes have their final name; its record may not say so yet.
+
+    """
+    if sidecar.is_partial:
+        return sidecar.status in {"created", "completed"}
+    return sidecar.status == "created" and not visible
 
 
 class Uploads:
@@ -50,6 +68,7 @@ class Uploads:
         outbox: Publishes lifecycle events.
         progress: Publishes positions.
         completion: Finishes what is complete.
+        arrivals: Told of parts that are complete.
         settings: Limits and times.
 
     """
@@ -62,6 +81,7 @@ class Uploads:
         outbox: Outbox,
         progress: ProgressReporter,
         completion: Completion,
+        arrivals: Arrivals,
         settings: Settings,
     ) -> None:
         self.store: Final = store
@@ -69,6 +89,7 @@ class Uploads:
         self._outbox: Final = outbox
         self._progress: Final = progress
         self._completion: Final = completion
+        self._arrivals: Final = arrivals
         self._idle_s: Final = settings.upload_idle_timeout
         self._forgotten_s: Final = settings.progress_ttl_seconds / 2
         self._lifetime_s: Final = settings.upload_session_timeout_hours * 3600
@@ -94,9 +115,9 @@ class Uploads:
         return modified_at + self._lifetime_s
 
     def is_expired(self, stored: Stored) -> bool:
-        """Tell whether an upload was left unfinished for too long."""
-        unfinished = stored.sidecar.status == "created" and not stored.visible
-        return unfinished and time.time() > self.expires_at(stored.modified_at)
+        """Tell whether an upload was left for too long without becoming a file."""
+        overdue = time.time() > self.expires_at(stored.modified_at)
+        return overdue and can_expire(stored.sidecar, visible=stored.visible)
 
     async def create(self, creation: Creation, caller: Principal) -> Sidecar:
         """Open an upload; when this returns, it survives a crash.
@@ -226,11 +247,14 @@ class Uploads:
     async def complete(self, writer: BlobWriter) -> None:
         """Finish an upload whose bytes are all there; see ``Completion.complete``."""
         await self._completion.complete(writer)
+        if writer.sidecar.is_partial:
+            self._arrivals.tell(writer.sidecar.upload_id)
 
     async def terminate(self, writer: BlobWriter) -> None:
         """End an upload, finished or not, and remove its bytes (items 85 to 88)."""
         sidecar = writer.sidecar
-        finished = sidecar.status == "completed"  # then it is a file that goes
+        # Then it is a file that goes.
+        finished = sidecar.status == "completed" and not sidecar.is_partial
         kind = FileDeleted if finished else UploadCancelled
         event = kind(
             upload_id=sidecar.upload_id,

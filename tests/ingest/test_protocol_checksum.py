@@ -62,7 +62,13 @@ def test_item_078_sha1_is_supported(ingest: Ingest) -> None:
 
 
 MALFORMED: Final = [
-    *("", " ", "sha1", "sha1 ", "sha1  qvTGHdzF6KLavt4PO0gs2a6pQ00=", " sha1 qvTG"),
+    *(
+        "",
+        " ",
+        "sha1",
+        "sha1 ",
+        "sha1  qvTGHdzF6KLavt4PO0gs2a6pQ00=",
+    ),
     *("sha1:qvTG", "sha1 qvTGHdzF6KLavt4PO0gs2a6pQ00", "sha1 qv-_", "sha1 qvTG qvTG"),
     *("sha1 qvTG,sha1 qvTG", "sha1 \xe4", "sha1\tqvTG", "sha1 ===="),
 ]
