@@ -31,6 +31,7 @@ __all__ = [
     "credentials",
     "identify",
     "is_handshake",
+    "overridable",
     "principal_from",
     "principal_of",
     "public",
@@ -222,6 +223,15 @@ def authenticates_itself(handler: _Marked) -> _Marked:
     return handler
 
 
+def overridable(handler: _Marked) -> _Marked:
+    """Heed the method in ``X-HTTP-Method-Override``, as the handler does, instead of the real.
+
+    So OPTIONS needs no credentials in either form (protocol item 10).
+    """
+    setattr(handler, _MARK, "overridable")
+    return handler
+
+
 def identify(auth: Authenticator) -> Middleware:
     """Build the middleware that puts ``PRINCIPAL`` on each request, or answers 401.
 
@@ -234,7 +244,10 @@ def identify(auth: Authenticator) -> Middleware:
     async def identified(request: web.Request, handler: Handler) -> web.StreamResponse:
         mark = getattr(request.match_info.handler, _MARK, None)
         handshake = mark == "handshake" and is_handshake(request)
-        if request.method == hdrs.METH_OPTIONS or mark == "public" or handshake:
+        method = request.method
+        if mark == "overridable":
+            method = request.headers.get("X-HTTP-Method-Override", method).upper()
+        if method == hdrs.METH_OPTIONS or mark == "public" or handshake:
             return await handler(request)
         principal = await principal_from(auth, request)
         if principal is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -21,7 +21,7 @@ from prometheus_client import Histogram
 from shared.errors import ApiError
 from shared.times import now_ms, rfc3339
 
-__all__ = ["create_application", "json_response", "problem"]
+__all__ = ["create_application", "json_response", "problem", "refuses_by"]
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -102,22 +102,33 @@ async def _add_headers(request: web.Request, response: web.StreamResponse) -> No
     response.headers["X-Request-ID"] = request.get(_REQUEST_ID) or uuid.uuid4().hex
 
 
+_FORM: Final = "__refuses_by__"
+Refuser = Callable[[web.Request, ApiError], web.StreamResponse]
+
+
+def refuses_by(refuser: Refuser, handler: Handler) -> Handler:
+    """Have errors on the handler's route, those of middlewares included, rendered so."""
+    setattr(handler, _FORM, refuser)
+    return handler
+
+
 @web.middleware
 async def _render_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Turn errors into responses; say nothing of a cause that is our fault."""
+    refuse: Refuser = getattr(request.match_info.handler, _FORM, lambda _, exc: problem(exc))
     try:
         return await handler(request)
     except ApiError as exc:
-        return problem(exc)
+        return refuse(request, exc)
     except web.HTTPException as exc:
         if exc.status < 400:
             raise
-        return _library_error(exc)
+        return refuse(request, _library_error(exc))
     except ConnectionError:
         raise  # the client has gone; aiohttp ends the connection
     except Exception:
         log.exception("request_failed", method=request.method, path=request.path)
-        return problem(ApiError("The server failed to handle the request."))
+        return refuse(request, ApiError("The server failed to handle the request."))
 
 
 def problem(error: ApiError) -> web.Response:
@@ -139,12 +150,12 @@ def problem(error: ApiError) -> web.Response:
     )
 
 
-def _library_error(exc: web.HTTPException) -> web.Response:
-    """Return an error of aiohttp (no such route, wrong method, …) in our form."""
+def _library_error(exc: web.HTTPException) -> ApiError:
+    """Return an error of aiohttp (no such route, wrong method, …) as one of ours."""
     phrase = HTTPStatus(exc.status).phrase
     error = ApiError(phrase, headers=_kept(exc), error_code=_code(phrase))
     error.status, error.title = exc.status, phrase
-    return problem(error)
+    return error
 
 
 def _kept(exc: web.HTTPException) -> dict[str, str]:

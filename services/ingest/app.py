@@ -6,8 +6,10 @@ from collections.abc import AsyncIterator
 
 from aiohttp import web
 
+from services.ingest.arrivals import Arrivals
 from services.ingest.completion import Completion
-from services.ingest.handlers import LOCATIONS, SETTINGS, UPLOADS, add_tus_header
+from services.ingest.handlers import JOINS, LOCATIONS, SETTINGS, UPLOADS, add_tus_header
+from services.ingest.joining import Joins
 from services.ingest.location import Locations
 from services.ingest.progress import ProgressReporter
 from services.ingest.records import GROUP, SessionRecords
@@ -71,13 +73,21 @@ def install(app: web.Application, settings: Settings) -> None:
             handle=records.handle,
         )
         completion = Completion(outbox, progress)
-        app[UPLOADS] = Uploads(
+        arrivals = Arrivals()
+        uploads = app[UPLOADS] = Uploads(
             store=store,
             writers=writers,
             outbox=outbox,
             progress=progress,
             completion=completion,
+            arrivals=arrivals,
             settings=settings,
+        )
+        joins = app[JOINS] = Joins(
+            uploads=uploads,
+            completion=completion,
+            arrivals=arrivals,
+            max_size=settings.upload_max_file_size,
         )
         app[HEALTH].can_serve["ingest.store"] = store.is_writable
         app[HEALTH].degraded["ingest.redis"] = lambda: publisher.degraded
@@ -87,9 +97,11 @@ def install(app: web.Application, settings: Settings) -> None:
             background("handover", writers.listen()),
             background("records", records.run()),
             background("deletions", group.run()),
+            background("joins", joins.run()),
             background("trimming", trim_events(redis, settings.event_partitions)),
         ):
             yield
+            await joins.close()
         await publisher.drain(timeout_s=2.0)
         await outbox.close()
         await redis.aclose()

@@ -11,6 +11,7 @@ from services.ingest.progress import ProgressReporter
 from shared.blobs.store import BlobWriter
 from shared.events import UploadCompleted, UploadFailed
 from shared.outbox import Outbox
+from shared.sidecar import Sidecar
 from shared.times import now_ms
 
 __all__ = ["Completion"]
@@ -50,7 +51,7 @@ class Completion:
             at=now,
             upload=sidecar.facts,
             offset=writer.offset,
-            redirect_url=f"/dashboard/videos/{sidecar.upload_id}/results",
+            redirect_url=_results_of(sidecar),
         )
         done = sidecar.after("completed", event, completed_at=now)
         self._outbox.announce(done, await writer.finish(done))
@@ -82,3 +83,8 @@ class Completion:
         self._progress.changed(failed, 0)
         FAILED.labels(code).inc()
         log.info("upload_failed", upload_id=sidecar.upload_id, code=code)
+
+
+def _results_of(sidecar: Sidecar) -> str:
+    """Return where the client's page goes next; a part of a file leads nowhere."""
+    return "" if sidecar.is_partial else f"/dashboard/videos/{sidecar.upload_id}/results"

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from services.ingest.concatenation import PARTIAL
 from shared import sidecar
 from shared.sidecar import Form, new_id
 
@@ -37,7 +38,7 @@ class Creation(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def is_partial(self) -> bool:
         """Whether it is a piece that a final upload will join."""
-        return self.concat == "partial"
+        return self.concat == PARTIAL
 
     def opened_by(self, *, username: str) -> dict[str, Any]:
         """Return the fields of the sidecar that only repeat what was asked for."""

@@ -6,6 +6,7 @@ from shared.errors import ApiError, Conflict
 
 __all__ = [
     "BodyStalled",
+    "ChecksumMismatch",
     "Gone",
     "Locked",
     "OffsetMismatch",
@@ -48,3 +49,12 @@ class BodyStalled(ApiError):
     """No byte came for too long. What came before is kept; resume."""
 
     status, error_code, title = 408, "BODY_STALLED", "Request timeout"
+
+
+class ChecksumMismatch(ApiError):
+    """The body is not what its checksum says. It was thrown away; send it again.
+
+    The status is tus's own (item 81); other protocols have theirs.
+    """
+
+    status, error_code, title = 460, "CHECKSUM_MISMATCH", "Checksum Mismatch"

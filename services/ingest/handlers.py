@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from functools import wraps
 from typing import Final
 
@@ -11,19 +11,25 @@ import structlog
 from aiohttp import web
 
 from services.ingest import tus
-from services.ingest.errors import BodyStalled, Gone, Locked
+from services.ingest.checksums import TUS_ALGORITHMS, Check, tus_checks
+from services.ingest.creation import Creation
+from services.ingest.errors import BodyStalled, ChecksumMismatch, Gone, Locked
+from services.ingest.joining import Joins
 from services.ingest.location import COLLECTION, Locations
 from services.ingest.receive import Ended
 from services.ingest.refusals import refusing
 from services.ingest.request_body import RequestBody, close_uninvited
 from services.ingest.settings import Settings
-from services.ingest.uploads import Uploads
+from services.ingest.uploads import Uploads, can_expire
 from services.ingest.writers import Lease
 from shared.blobs.store import BlobWriter, Stored
-from shared.errors import ApiError, InvalidRequest, PayloadTooLarge, Unavailable
+from shared.errors import ApiError, Forbidden, InvalidRequest, PayloadTooLarge, Unavailable
 from shared.identity import principal_of
+from shared.sidecar import Sidecar
+from shared.web import problem
 
 __all__ = [
+    "JOINS",
     "LOCATIONS",
     "SETTINGS",
     "UPLOADS",
@@ -33,12 +39,14 @@ __all__ = [
     "discover",
     "look_at_upload",
     "read_offset",
+    "refuse",
     "terminate_upload",
 ]
 
 log = structlog.stdlib.get_logger(__name__)
 
 UPLOADS: Final = web.AppKey("uploads", Uploads)
+JOINS: Final = web.AppKey("joins", Joins)
 LOCATIONS: Final = web.AppKey("locations", Locations)
 SETTINGS: Final = web.AppKey("ingest_settings", Settings)
 
@@ -67,9 +75,20 @@ def speaks_tus(handler: TusHandler) -> TusHandler:
     return wrapped
 
 
+def refuse(request: web.Request, error: ApiError) -> web.Response:
+    """Return what others refuse, such as a missing credential, as a tus client expects it."""
+    return _refusal(error) if "Tus-Resumable" in request.headers else problem(error)
+
+
 def _refusal(error: ApiError) -> web.Response:
     headers = {**error.headers, "Cache-Control": "no-store"}
-    response = web.Response(status=error.status, text=error.message + "\n", headers=headers)
+    response = web.Response(
+        status=error.status,
+        # aiohttp has no phrase for the status that is tus's own.
+        reason=error.title if isinstance(error, ChecksumMismatch) else None,
+        text=error.message + "\n",
+        headers=headers,
+    )
     if error.status >= 413 or error.status == 408:
         response.force_close()  # the rest of the body is not wanted
     return response
@@ -77,7 +96,11 @@ def _refusal(error: ApiError) -> web.Response:
 
 async def discover(request: web.Request) -> web.Response:
     """OPTIONS: say what is supported, to anyone, in any version (items 34 to 36)."""
-    headers = {"Tus-Version": tus.VERSION, "Tus-Extension": tus.EXTENSIONS}
+    headers = {
+        "Tus-Version": tus.VERSION,
+        "Tus-Extension": tus.EXTENSIONS,
+        "Tus-Checksum-Algorithm": ",".join(TUS_ALGORITHMS),
+    }
     max_size = request.app[SETTINGS].upload_max_file_size
     if max_size:
         headers["Tus-Max-Size"] = str(max_size)
@@ -90,7 +113,12 @@ async def create_upload(request: web.Request) -> web.StreamResponse:
     uploads, settings = request.app[UPLOADS], request.app[SETTINGS]
     tus.check_version(request.headers)
     max_size = settings.upload_max_file_size
-    creation = tus.parse_creation(request.headers, max_size=max_size)
+    creation = tus.parse_creation(
+        request.headers, max_size=max_size, collection=_collection_url(request)
+    )
+    if creation.parts:
+        return await _create_final(request, creation)
+    checks = tus_checks(request.headers)
     with_piece = _has_piece(request)
     if with_piece:
         tus.room_for_chunk(
@@ -101,22 +129,49 @@ async def create_upload(request: web.Request) -> web.StreamResponse:
             max_size=max_size,
         )
     sidecar = await uploads.create(creation, principal_of(request))
-    location = request.app[LOCATIONS].of(
-        sidecar.upload_id, headers=request.headers, scheme=request.scheme, peer=request.remote
-    )
-    headers = {"Location": location}
-    log.info("upload_created", upload_id=sidecar.upload_id, size=creation.size)
-    if with_piece or creation.size == 0:
+    headers = _birth(request, sidecar)
+    if not with_piece and creation.size != 0:
+        return web.Response(status=201, headers=headers)
+    with _naming(headers["Location"]):
         async with uploads.writers.writing(sidecar.upload_id) as lease:
             if with_piece:
-                await _receive(request, lease, provided=0)
+                await _receive(request, lease, provided=0, checks=checks)
             else:  # item 48: it is finished at once, whatever body comes along
                 await uploads.complete(lease.writer)
-            headers |= _state_headers(request, lease.writer)
-            headers.pop("Cache-Control")
-    else:
-        headers |= _expiry(request, sidecar.facts.created_at / 1000)
-    return web.Response(status=201, headers=headers)
+            state = _state_headers(request, lease.writer)
+    del state["Cache-Control"]
+    return web.Response(status=201, headers={"Location": headers["Location"], **state})
+
+
+def _collection_url(request: web.Request) -> str:
+    return request.app[LOCATIONS].collection(
+        headers=request.headers, scheme=request.scheme, peer=request.remote
+    )
+
+
+def _birth(request: web.Request, sidecar: Sidecar) -> dict[str, str]:
+    """Return what the answer says of an upload that has just been opened (items 46, 73)."""
+    log.info("upload_created", upload_id=sidecar.upload_id, size=sidecar.size)
+    location = f"{_collection_url(request)}/{sidecar.upload_id}"
+    return {"Location": location, **_expiry(request, sidecar.facts.created_at / 1000)}
+
+
+@contextmanager
+def _naming(location: str) -> Iterator[None]:
+    """Have refusals name the upload that exists by now, so that its client can go on."""
+    try:
+        with refusing():
+            yield
+    except ApiError as exc:
+        exc.headers["Location"] = location
+        raise
+
+
+async def _create_final(request: web.Request, creation: Creation) -> web.StreamResponse:
+    if request.body_exists:
+        raise Forbidden("A final upload takes no bytes: it has those of its parts.")
+    sidecar = await request.app[JOINS].open(creation, principal_of(request))
+    return web.Response(status=201, headers=_birth(request, sidecar))
 
 
 def _has_piece(request: web.Request) -> bool:
@@ -140,8 +195,9 @@ async def append_chunk(request: web.Request) -> web.StreamResponse:
     tus.check_version(request.headers)
     provided = tus.parse_count(request.headers, "Upload-Offset")
     tus.check_chunk_type(request.headers)
+    checks = tus_checks(request.headers)
     async with _writing(request, provided=provided) as lease:
-        await _receive(request, lease, provided=provided)
+        await _receive(request, lease, provided=provided, checks=checks)
         return web.Response(status=204, headers=_progress_headers(request, lease))
 
 
@@ -154,6 +210,8 @@ async def _writing(
     stored = await uploads.find(upload_id, principal_of(request))
     _refuse_expired(uploads, stored)
     if provided is not None:
+        if stored.sidecar.is_final:
+            raise Forbidden("A final upload takes no bytes: it has those of its parts.")
         tus.check_not_passed(provided, stored.offset)
     async with uploads.writers.writing(upload_id) as lease:
         yield lease
@@ -164,13 +222,17 @@ def _refuse_expired(uploads: Uploads, stored: Stored) -> None:
         raise Gone("The upload was not continued in time.")
 
 
-async def _receive(request: web.Request, lease: Lease, *, provided: int) -> None:
+async def _receive(
+    request: web.Request, lease: Lease, *, provided: int, checks: Sequence[Check] = ()
+) -> None:
     """Check the request against the upload, take its body, and complete what is complete."""
     uploads, writer = request.app[UPLOADS], lease.writer
     max_size = request.app[SETTINGS].upload_max_file_size
-    known = writer.sidecar.size
     size = tus.declared_length(
-        request.headers, known=known, offset=writer.offset, max_size=max_size
+        request.headers,
+        known=writer.sidecar.size,
+        offset=writer.offset,
+        max_size=max_size,
     )
     room = tus.room_for_chunk(
         provided=provided,
@@ -179,11 +241,9 @@ async def _receive(request: web.Request, lease: Lease, *, provided: int) -> None
         length=request.content_length,
         max_size=max_size,
     )
-    if size is not None and size != known:
-        await uploads.declare_length(writer, size)
     body = RequestBody(request)
     await body.invite()
-    ended = await uploads.append(lease, body, room)
+    ended = await uploads.append(lease, body, room, checks=checks, length=size)
     if ended is not Ended.COMPLETE:
         raise _early_end(ended, lease)
 
@@ -211,6 +271,10 @@ async def read_offset(request: web.Request) -> web.StreamResponse:
     tus.check_version(request.headers)
     uploads, upload_id = request.app[UPLOADS], request.match_info["upload_id"]
     stored = await uploads.find(upload_id, principal_of(request))
+    _refuse_expired(uploads, stored)
+    if _is_unjoined(stored.sidecar):
+        request.app[JOINS].follow(upload_id)
+        return web.Response(status=200, headers=_state_headers(request, stored))
     if stored.sidecar.status == "completed" and stored.visible:
         return web.Response(status=200, headers=_state_headers(request, stored))
     async with _writing(request) as lease:
@@ -225,7 +289,7 @@ async def look_at_upload(request: web.Request) -> web.StreamResponse:
     uploads, upload_id = request.app[UPLOADS], request.match_info["upload_id"]
     stored = await uploads.find(upload_id, principal_of(request))
     headers = _state_headers(request, stored)
-    if stored.sidecar.status == "completed":
+    if stored.sidecar.status == "completed" and not stored.sidecar.is_partial:
         headers["Location"] = f"/api/v1/storage/{upload_id}"
         return web.Response(status=307, headers=headers)
     return web.Response(status=204, headers=headers)
@@ -244,9 +308,10 @@ async def terminate_upload(request: web.Request) -> web.StreamResponse:
 
 def _progress_headers(request: web.Request, lease: Lease) -> dict[str, str]:
     """Headers of a PATCH's answer (items 24 and 73)."""
-    headers = {"Upload-Offset": str(lease.writer.offset)}
-    if lease.writer.sidecar.status == "created":
-        headers |= _expiry(request, lease.writer.modified_at)
+    writer = lease.writer
+    headers = {"Upload-Offset": str(writer.offset)}
+    if can_expire(writer.sidecar, visible=writer.visible):
+        headers |= _expiry(request, writer.modified_at)
     return headers
 
 
@@ -255,15 +320,23 @@ def _expiry(request: web.Request, modified_at: float) -> dict[str, str]:
 
 
 def _state_headers(request: web.Request, state: Stored | BlobWriter) -> dict[str, str]:
-    """Headers that describe an upload (items 12, 13, 16, 55, 61)."""
+    """Headers that describe an upload (items 12, 13, 16, 55, 61, 98 to 100)."""
     sidecar = state.sidecar
-    headers = {"Upload-Offset": str(state.offset), "Cache-Control": "no-store"}
-    if sidecar.size is None:
-        headers["Upload-Defer-Length"] = "1"
-    else:
+    headers = {"Cache-Control": "no-store"}
+    if not _is_unjoined(sidecar):
+        headers["Upload-Offset"] = str(state.offset)
+    if sidecar.size is not None:
         headers["Upload-Length"] = str(sidecar.size)
+    elif not sidecar.is_final:
+        headers["Upload-Defer-Length"] = "1"
     if sidecar.metadata_header:
         headers["Upload-Metadata"] = sidecar.metadata_header
-    if sidecar.status == "created":
+    if sidecar.concat:
+        headers["Upload-Concat"] = sidecar.concat
+    if can_expire(sidecar, visible=state.visible):
         headers |= _expiry(request, state.modified_at)
     return headers
+
+
+def _is_unjoined(sidecar: Sidecar) -> bool:
+    return sidecar.is_final and sidecar.status == "created"

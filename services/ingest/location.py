@@ -54,8 +54,11 @@ class Locations:
             peer: Address at the other end of that connection.
 
         """
-        base = self._public_url or self._base(headers, scheme, peer)
-        return f"{base}{COLLECTION}/{upload_id}"
+        return f"{self.collection(headers=headers, scheme=scheme, peer=peer)}/{upload_id}"
+
+    def collection(self, *, headers: MultiMapping[str], scheme: str, peer: str | None) -> str:
+        """Return the URL of the collection; arguments as for ``of``."""
+        return f"{self._public_url or self._base(headers, scheme, peer)}{COLLECTION}"
 
     def _base(self, headers: MultiMapping[str], scheme: str, peer: str | None) -> str:
         host, prefix = headers.get("Host", ""), ""

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
-from typing import Final
+from typing import Final, Protocol
 
 from services.ingest.request_body import BodyCut, RequestBody
 from services.ingest.writers import Lease
 
-__all__ = ["Ended", "receive"]
+__all__ = ["Ended", "Sink", "receive"]
 
 _BATCH: Final = 4 * 1024 * 1024
 """Bytes to a write: smaller ones pay for thread switches, larger ones gain nothing."""
@@ -38,10 +38,27 @@ class Ended(Enum):
     ASKED = "somebody else wants to write"
 
 
+class Sink(Protocol):
+    """Where the bytes go: the upload itself, or a place beside it."""
+
+    @property
+    def offset(self) -> int:
+        """Bytes that are there."""
+
+    async def write(self, pieces: Sequence[bytes]) -> None:
+        """Append the pieces in order.
+
+        Raises:
+            OSError: Not all were written; nothing may follow.
+
+        """
+
+
 async def receive(
     body: RequestBody,
     lease: Lease,
     *,
+    into: Sink | None = None,
     room: int | None,
     idle_s: float,
     on_progress: Callable[[int], None],
@@ -53,15 +70,16 @@ async def receive(
     Args:
         body: Where the bytes come from.
         lease: The right to write, held by the caller.
+        into: Where the bytes go instead of the end of the upload.
         room: Most bytes to take; ``None`` is no limit.
         idle_s: Longest silence, in seconds; a little more is forgiven, never less.
-        on_progress: Called with the upload's offset after each write.
+        on_progress: Called with the offset of where they go after each write.
 
     Raises:
-        OSError: The disk refused. The writer's offset says what is there.
+        OSError: The disk refused. The offset there says what was written.
 
     """
-    pump = _Pump(body, lease, room, on_progress)
+    pump = _Pump(body, lease, lease.writer if into is None else into, room, on_progress)
     loop = asyncio.get_running_loop()
     grain_s = min(_GRAIN_S, idle_s / 4)
     patience_s = idle_s + grain_s
@@ -91,18 +109,20 @@ class _Pump:
         self,
         body: RequestBody,
         lease: Lease,
+        sink: Sink,
         room: int | None,
         on_progress: Callable[[int], None],
     ) -> None:
         self._body: Final = body
         self._lease: Final = lease
+        self._sink: Final = sink
         self._room = room
         self._on_progress: Final = on_progress
         self._pieces: list[bytes] = []
         self._size = 0
         self._writing: asyncio.Future[None] | None = None
-        self._end = lease.writer.offset
-        """Where the upload ends once all that was given to the disk is there."""
+        self._end = sink.offset
+        """Where the sink ends once all that was given to the disk is there."""
 
     async def run(self, alive: Callable[[], None], *, every_s: float) -> Ended:
         """Read to the end; ``alive`` is called every so often while bytes come."""
@@ -156,19 +176,19 @@ class _Pump:
         for it was cancelled, but its offset does.
         """
         await self._written()
-        if self._lease.writer.offset != self._end:
+        if self._sink.offset != self._end:
             self._pieces, self._size = [], 0
             return
         self._end += self._size
         pieces, self._pieces, self._size = self._pieces, [], 0
-        self._writing = asyncio.ensure_future(self._lease.writer.write(pieces))
+        self._writing = asyncio.ensure_future(self._sink.write(pieces))
 
     async def _written(self) -> None:
         """Wait for the write under way, if there is one."""
         writing, self._writing = self._writing, None
         if writing is not None:
             await writing
-            self._on_progress(self._lease.writer.offset)
+            self._on_progress(self._sink.offset)
 
     async def flush(self) -> None:
         """Return when all that was read is written."""

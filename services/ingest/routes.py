@@ -14,6 +14,8 @@ from aiohttp import web
 from services.ingest import handlers
 from services.ingest.location import COLLECTION
 from services.ingest.request_body import invite_later
+from shared.identity import overridable
+from shared.web import refuses_by
 
 __all__ = ["add_tus_routes"]
 
@@ -41,4 +43,5 @@ def _add(router: web.UrlDispatcher, path: str, by_method: Mapping[str, Handler])
             raise web.HTTPMethodNotAllowed(method, sorted(by_method))
         return await by_method[method](request)
 
-    router.add_route("*", path, dispatch, expect_handler=invite_later)
+    handler = refuses_by(handlers.refuse, overridable(dispatch))
+    router.add_route("*", path, handler, expect_handler=invite_later)

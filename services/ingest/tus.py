@@ -16,8 +16,10 @@ from typing import Final
 
 from multidict import MultiMapping
 
+from services.ingest.concatenation import named_parts
 from services.ingest.creation import Creation
 from services.ingest.errors import OffsetMismatch, UnsupportedMediaType, VersionUnsupported
+from services.ingest.location import COLLECTION
 from shared.errors import InvalidRequest, PayloadTooLarge
 
 __all__ = [
@@ -38,7 +40,13 @@ __all__ = [
 
 VERSION: Final = "1.0.0"
 CHUNK_TYPE: Final = "application/offset+octet-stream"
-EXTENSIONS: Final = "creation,creation-with-upload,creation-defer-length,termination,expiration"
+EXTENSIONS: Final = ",".join(
+    (
+        *("creation", "creation-with-upload", "creation-defer-length"),
+        *("termination", "expiration", "checksum"),
+        *("concatenation", "concatenation-unfinished"),
+    )
+)
 
 _MAX_DIGITS: Final = 18
 """Stays below 2**63 bytes, and below what makes parsing a number expensive."""
@@ -48,7 +56,8 @@ _BASE64: Final = re.compile(  # RFC 4648 section 4; b64decode lets surplus paddi
 )
 _SINGLE: Final = (
     *("Tus-Resumable", "Upload-Length", "Upload-Offset", "Upload-Defer-Length"),
-    *("Upload-Metadata", "Content-Type", "X-HTTP-Method-Override"),
+    *("Upload-Metadata", "Upload-Checksum", "Upload-Concat"),
+    *("Content-Type", "X-HTTP-Method-Override"),
 )
 
 
@@ -108,35 +117,50 @@ def parse_count(headers: Mapping[str, str], name: str) -> int:
     return int(value)
 
 
-def parse_creation(headers: Mapping[str, str], *, max_size: int) -> Creation:
+def parse_creation(
+    headers: Mapping[str, str], *, max_size: int, collection: str = COLLECTION
+) -> Creation:
     """Return what a POST asks for.
 
     Args:
         headers: Of the request.
         max_size: Largest upload in bytes; 0 is no limit.
+        collection: URL of the collection as the client sees it.
 
     Raises:
-        InvalidRequest: Length or metadata break the protocol (items 44, 45, 51, 52).
+        InvalidRequest: Length, metadata or parts break the protocol (items 44, 45, 51, 52, 91).
         PayloadTooLarge: The declared length is over the limit (item 49).
 
     """
-    deferred = headers.get("Upload-Defer-Length")
-    if deferred is not None and deferred != "1":
-        raise InvalidRequest("Upload-Defer-Length must be 1.")
-    if (deferred is None) == ("Upload-Length" not in headers):
-        raise InvalidRequest("Exactly one of Upload-Length and Upload-Defer-Length is needed.")
-    if "Upload-Concat" in headers:
-        raise InvalidRequest("Upload-Concat is not supported.")
-    size = None if deferred else _limited(parse_count(headers, "Upload-Length"), max_size)
+    concat = headers.get("Upload-Concat", "")
+    parts = named_parts(concat, collection) if "Upload-Concat" in headers else ()
     raw = headers.get("Upload-Metadata", "")
     metadata = parse_metadata(raw)
     return Creation(
-        size=size,
+        size=_creation_length(headers, is_final=bool(parts), max_size=max_size),
         metadata_header=raw,
         metadata=metadata,
         filename=metadata.get("filename") or metadata.get("name") or "",
         content_type=metadata.get("filetype") or metadata.get("type") or "",
+        concat=concat,
+        parts=parts,
     )
+
+
+def _creation_length(
+    headers: Mapping[str, str], *, is_final: bool, max_size: int
+) -> int | None:
+    deferred = headers.get("Upload-Defer-Length")
+    if is_final:
+        # Item 93: it is as long as its parts, whatever the client believes.
+        if deferred is not None or "Upload-Length" in headers:
+            raise InvalidRequest("A final upload is as long as its parts.")
+        return None
+    if deferred is not None and deferred != "1":
+        raise InvalidRequest("Upload-Defer-Length must be 1.")
+    if (deferred is None) == ("Upload-Length" not in headers):
+        raise InvalidRequest("Exactly one of Upload-Length and Upload-Defer-Length is needed.")
+    return None if deferred else _limited(parse_count(headers, "Upload-Length"), max_size)
 
 
 def _limited(size: int, max_size: int) -> int:

@@ -7,12 +7,15 @@ the stream after that (``shared.outbox``). Redis is not needed for any of it.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Final
 
 import structlog
 from msgspec.structs import replace
 from prometheus_client import Counter, Gauge
 
+from services.ingest.arrivals import Arrivals
+from services.ingest.checksums import Check
 from services.ingest.completion import Completion
 from services.ingest.creation import Creation
 from services.ingest.progress import ProgressReporter
@@ -20,6 +23,7 @@ from services.ingest.receive import Ended, receive
 from services.ingest.refusals import refusing
 from services.ingest.request_body import RequestBody
 from services.ingest.settings import Settings
+from services.ingest.staging import StagedBody
 from services.ingest.writers import Lease, Writers
 from shared.blobs.store import BlobStore, BlobWriter, Stored
 from shared.errors import Forbidden
@@ -29,13 +33,30 @@ from shared.outbox import Outbox
 from shared.sidecar import Sidecar, new_id
 from shared.times import now_ms
 
-__all__ = ["Uploads"]
+__all__ = ["Uploads", "can_expire"]
 
 log = structlog.stdlib.get_logger(__name__)
 
 BYTES = Counter("ingest_bytes_total", "Bytes of uploads written to the store.")
 ENDED = Counter("ingest_bodies_total", "Bodies received, by how they ended.", ["how"])
 RECEIVING = Gauge("ingest_receiving", "Requests whose body is being received.")
+
+
+def can_expire(sidecar: Sidecar, *, visible: bool) -> bool:
+    """Tell whether an upload ends if it is left alone for too long (items 72 and 76).
+
+    Files stay, and so do records of failures as long as they do. A partial upload never becomes
+    a file: complete or not, it goes when it has not changed for a session's time, since a
+    client may join it again until then (item 96).
+
+    Args:
+        sidecar: Of the upload.
+        visible: Whether its bytes have their final name; its record may not say so yet.
+
+    """
+    if sidecar.is_partial:
+        return sidecar.status in {"created", "completed"}
+    return sidecar.status == "created" and not visible
 
 
 class Uploads:
@@ -47,6 +68,7 @@ class Uploads:
         outbox: Publishes lifecycle events.
         progress: Publishes positions.
         completion: Finishes what is complete.
+        arrivals: Told of parts that are complete.
         settings: Limits and times.
 
     """
@@ -59,6 +81,7 @@ class Uploads:
         outbox: Outbox,
         progress: ProgressReporter,
         completion: Completion,
+        arrivals: Arrivals,
         settings: Settings,
     ) -> None:
         self.store: Final = store
@@ -66,6 +89,7 @@ class Uploads:
         self._outbox: Final = outbox
         self._progress: Final = progress
         self._completion: Final = completion
+        self._arrivals: Final = arrivals
         self._idle_s: Final = settings.upload_idle_timeout
         self._forgotten_s: Final = settings.progress_ttl_seconds / 2
         self._lifetime_s: Final = settings.upload_session_timeout_hours * 3600
@@ -91,9 +115,9 @@ class Uploads:
         return modified_at + self._lifetime_s
 
     def is_expired(self, stored: Stored) -> bool:
-        """Tell whether an upload was left unfinished for too long."""
-        unfinished = stored.sidecar.status == "created" and not stored.visible
-        return unfinished and time.time() > self.expires_at(stored.modified_at)
+        """Tell whether an upload was left for too long without becoming a file."""
+        overdue = time.time() > self.expires_at(stored.modified_at)
+        return overdue and can_expire(stored.sidecar, visible=stored.visible)
 
     async def create(self, creation: Creation, caller: Principal) -> Sidecar:
         """Open an upload; when this returns, it survives a crash.
@@ -127,12 +151,29 @@ class Uploads:
         self._progress.changed(sidecar, 0)
         return sidecar
 
-    async def append(self, lease: Lease, body: RequestBody, room: int | None) -> Ended:
+    async def append(
+        self,
+        lease: Lease,
+        body: RequestBody,
+        room: int | None,
+        *,
+        checks: Sequence[Check] = (),
+        length: int | None = None,
+    ) -> Ended:
         """Add a body to the upload; what came is on stable storage when this returns.
 
         Completes the upload when its last byte is there. Returns why receiving ended.
 
+        Args:
+            lease: The right to write.
+            body: Of the request.
+            room: Most bytes to take; ``None`` is no limit.
+            checks: What the body must prove to be. If there are any, then all of the body
+                becomes part of the upload, or nothing of it and no trace.
+            length: The upload's, if the request declares one that had been deferred.
+
         Raises:
+            ChecksumMismatch: The body is not what it should be; the upload is unchanged.
             OSError: The disk refused; the writer's offset says what is kept.
 
         """
@@ -143,7 +184,11 @@ class Uploads:
         self._progress.begin(writer.sidecar, before)
         try:
             with RECEIVING.track_inprogress():
-                ended = await self._receive(lease, body, room)
+                if checks:
+                    ended = await self._receive_whole(lease, body, room, checks, length)
+                else:
+                    await self._declare(writer, length)
+                    ended = await self._receive(lease, body, room)
             if writer.offset == writer.sidecar.size:
                 await self.complete(writer)
         finally:
@@ -165,19 +210,51 @@ class Uploads:
         finally:
             await writer.sync()
 
-    async def declare_length(self, writer: BlobWriter, size: int) -> None:
+    async def _receive_whole(
+        self,
+        lease: Lease,
+        body: RequestBody,
+        room: int | None,
+        checks: Sequence[Check],
+        length: int | None,
+    ) -> Ended:
+        """Receive a body beside the upload, and take it once it is found good (item 82)."""
+        staged = StagedBody(self.store, lease.upload_id, checks)
+        try:
+            ended = await receive(
+                body,
+                lease,
+                into=staged,
+                room=room,
+                idle_s=self._idle_s,
+                on_progress=lambda _: None,  # the upload is where it was
+            )
+            if ended is Ended.COMPLETE:
+                staged.verify()
+                await self._declare(lease.writer, length)
+                await staged.append_to(lease.writer)
+        finally:
+            await staged.discard()
+            await lease.writer.sync()
+        return ended
+
+    async def _declare(self, writer: BlobWriter, length: int | None) -> None:
         """Set the length of an upload that had deferred it, durably."""
-        facts = replace(writer.sidecar.facts, size=size)
-        await writer.record(replace(writer.sidecar, facts=facts))
+        if length is not None and length != writer.sidecar.size:
+            facts = replace(writer.sidecar.facts, size=length)
+            await writer.record(replace(writer.sidecar, facts=facts))
 
     async def complete(self, writer: BlobWriter) -> None:
         """Finish an upload whose bytes are all there; see ``Completion.complete``."""
         await self._completion.complete(writer)
+        if writer.sidecar.is_partial:
+            self._arrivals.tell(writer.sidecar.upload_id)
 
     async def terminate(self, writer: BlobWriter) -> None:
         """End an upload, finished or not, and remove its bytes (items 85 to 88)."""
         sidecar = writer.sidecar
-        finished = sidecar.status == "completed"  # then it is a file that goes
+        # Then it is a file that goes.
+        finished = sidecar.status == "completed" and not sidecar.is_partial
         kind = FileDeleted if finished else UploadCancelled
         event = kind(
             upload_id=sidecar.upload_id,

@@ -46,7 +46,7 @@ class Files:
         """Return the caller's file.
 
         Raises:
-            NotFound: There is no such file; an unfinished upload is none.
+            NotFound: There is no such file; an unfinished upload is none, nor a part of one.
             Forbidden: It is somebody else's.
             SidecarDamaged: It is there, but whose it is cannot be read.
 
@@ -58,7 +58,8 @@ class Files:
         facts = stored.sidecar.facts
         if not caller.owns(user_id=facts.user_id, tenant=facts.tenant):
             raise Forbidden("This file belongs to somebody else.")
-        if stored.sidecar.status != "completed" or not stored.visible:
+        sidecar = stored.sidecar
+        if sidecar.status != "completed" or sidecar.is_partial or not stored.visible:
             raise _unknown()
         return stored
 

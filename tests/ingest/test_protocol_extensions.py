@@ -1,7 +1,6 @@
 """The extensions of tus 1.0.0 over real sockets, item by item of the conformance list.
 
-Checksum and concatenation (items 77 to 84 and 89 to 102) are not spoken; ``test_item_008`` in
-``test_protocol.py`` sees to it that they are not announced.
+Checksums and concatenation have files of their own.
 """
 
 from __future__ import annotations
@@ -68,7 +67,6 @@ def test_items_043_059_066_072_085_extension_is_listed(tus: Tus, name: str) -> N
         {"Upload-Defer-Length": "2"},
         {"Upload-Defer-Length": "true"},
         {"Upload-Defer-Length": ""},
-        {"Upload-Length": "5", "Upload-Concat": "partial"},
     ],
 )
 def test_items_044_045_one_statement_of_length(ingest: Ingest, headers: dict[str, str]) -> None:

@@ -190,8 +190,11 @@ def test_creation_states_a_length(headers: dict[str, str], size: int | None) -> 
         {"Upload-Defer-Length": ""},
         *({"Upload-Defer-Length": value} for value in ("0", "2", "true", "1 ", "01", "\u0661")),
         {"Upload-Length": "5", "Upload-Defer-Length": "0"},
-        {"Upload-Length": "5", "Upload-Concat": "partial"},
+        {"Upload-Concat": "partial"},
+        {"Upload-Length": "5", "Upload-Concat": "whole"},
         {"Upload-Concat": "final;/a /b"},
+        {"Upload-Concat": FINAL, "Upload-Length": "5"},
+        {"Upload-Concat": FINAL, "Upload-Defer-Length": "1"},
         *({"Upload-Length": value} for value in NO_NUMBER),
     ],
 )

@@ -12,7 +12,16 @@ from shared.sidecar import new_id
 from tests.ingest.wire import Answer, Connection, ask, head_of
 from tests.processes import wait_until
 
-__all__ = ["CHUNK", "TUS", "Tus", "id_of", "metadata", "unknown", "wait_for_offset"]
+__all__ = [
+    "CHUNK",
+    "TUS",
+    "Tus",
+    "id_of",
+    "metadata",
+    "path_of",
+    "unknown",
+    "wait_for_offset",
+]
 
 TUS: Final = {"Tus-Resumable": "1.0.0"}
 CHUNK: Final = {**TUS, "Content-Type": "application/offset+octet-stream"}
@@ -56,7 +65,7 @@ class Tus:
             size = {"Upload-Length": str(length)}
         answer = self.post({**size, **headers}, body)
         assert answer.status == 201, answer
-        return urlsplit(answer.headers["Location"]).path
+        return path_of(answer)
 
     def head(self, path: str) -> Answer:
         """HEAD an upload."""
@@ -120,6 +129,11 @@ def wait_for_offset(tus: Tus, path: str, offset: int) -> None:
         return int(answer.headers["Upload-Offset"]) >= offset
 
     wait_until(there, f"{offset} bytes are there", limit_s=20)
+
+
+def path_of(answer: Answer) -> str:
+    """Return the path of the upload that an answer names."""
+    return urlsplit(answer.headers["Location"]).path
 
 
 def id_of(path: str) -> str:
