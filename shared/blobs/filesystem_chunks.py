@@ -8,6 +8,7 @@ All functions block.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from shared.blobs.durable import sync_data, sync_directory, write_all
-from shared.blobs.store import Chunk
+from shared.blobs.store import Chunk, UploadNotFound
 
 if TYPE_CHECKING:
     from shared.blobs.filesystem import FilesystemStore
@@ -63,47 +64,74 @@ class FilesystemChunk:
     def __init__(self, store: FilesystemStore, upload_id: str) -> None:
         self._store: Final = store
         self._folder: Final = store.path(upload_id, ".chunks")
-        if not self._folder.exists():
-            self._folder.mkdir(mode=0o700, exist_ok=True)
-            if store.fsync != "never":
-                sync_directory(self._folder.parent)
         self._path: Final = self._folder / f"{FRESH}{secrets.token_hex(8)}"
-        flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
-        self._fd = os.open(self._path, flags, 0o600)
+        self._fd = self._open()
         self.size = 0
+
+    def _open(self) -> int:
+        flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
+        while True:
+            self._folder.mkdir(mode=0o700, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # another one left it empty
+                return os.open(self._path, flags, 0o600)
 
     async def write(self, pieces: Sequence[bytes]) -> None:
         self.size += await self._store.run(write_all, self._fd, pieces)
 
-    async def commit(self, index: int, digest: str) -> Chunk:
-        return await self._store.run(self._commit, index, digest)
+    async def commit(self, upload_id: str, index: int, digest: str) -> Chunk:
+        return await self._store.run(self._commit, upload_id, index, digest)
 
-    def _commit(self, index: int, digest: str) -> Chunk:
-        if self._store.fsync != "never":
-            sync_data(self._fd)
-        folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    def _commit(self, upload_id: str, index: int, digest: str) -> Chunk:
+        try:
+            if self._store.fsync != "never":
+                sync_data(self._fd)
+            while True:
+                try:
+                    return self._place(upload_id, index, digest)
+                except FileNotFoundError:
+                    self._check_wanted(upload_id)  # else the folder went when it was empty
+        finally:
+            self.release()
+
+    def _place(self, upload_id: str, index: int, digest: str) -> Chunk:
+        target = self._store.path(upload_id, ".chunks")
+        if self._store.path(upload_id, ".part").exists():
+            target.mkdir(mode=0o700, exist_ok=True)
+        folder = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(folder, fcntl.LOCK_EX)
-            there = [one for one in list_chunks(self._folder) if one.index == index]
-            if not there:
-                self._path.rename(chunk_path(self._folder, index, digest))
+            before = list_chunks(target)
+            if all(one.index != index for one in before):
+                self._path.rename(chunk_path(target, index, digest))
                 if self._store.fsync != "never":
                     os.fsync(folder)
-                there = [one for one in list_chunks(self._folder) if one.index == index]
+                    if not before:
+                        sync_directory(target.parent)
+            # Should the upload have ended since it was looked for, this does not find it.
+            os.utime(self._store.path(upload_id, ".part"))
+            return next(one for one in list_chunks(target) if one.index == index)
         finally:
             os.close(folder)
-            self.release()
-        return there[0]
+
+    def _check_wanted(self, upload_id: str) -> None:
+        """Refuse a chunk of an upload that is complete or gone, and leave nothing there."""
+        if not self._store.path(upload_id, ".part").exists():
+            remove_chunks(self._store.path(upload_id, ".chunks"))
+            raise UploadNotFound(upload_id)
+        if not self._path.exists():
+            raise FileNotFoundError(errno.ENOENT, "the staged bytes were removed")
 
     async def discard(self) -> None:
         await self._store.run(self.release)
 
     def release(self) -> None:
-        """Close and forget what was not committed."""
+        """Close and forget what was not committed, and its folder if that is empty."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
             self._path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self._folder.rmdir()
 
     @property
     def descriptor(self) -> int:

@@ -37,10 +37,10 @@ def _old_orphans(folder: Path, before: float) -> Iterator[Path]:
         with contextlib.suppress(FileNotFoundError):
             stem = path.name.partition(".")[0]
             is_old = path.stat().st_mtime < before
-            if path.suffix == ".chunks" and path.with_name(f"{stem}.info").exists():
+            if path.suffix == ".chunks" and path.with_name(f"{stem}.part").exists():
                 yield from _old_chunks(path, before)
             elif is_old and (
-                path.name.endswith((".info.new", ".share"))
+                path.name.endswith((".info.new", ".share", ".chunks"))
                 or (path.suffix != ".info" and not path.with_name(f"{stem}.info").exists())
             ):
                 yield path

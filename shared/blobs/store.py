@@ -94,13 +94,18 @@ class ChunkWriter(Protocol):
 
         """
 
-    async def commit(self, index: int, digest: str) -> Chunk:
-        """Make the chunk durable and part of ``BlobStore.chunks``; return what is there.
+    async def commit(self, upload_id: str, index: int, digest: str) -> Chunk:
+        """Make the chunk durable and part of an unfinished upload; return what is there.
+
+        It may be another upload than it was staged for: a form may bring the bytes before
+        the fields that tell where they belong. That costs a move, so stage well.
 
         If a chunk with this index is there already, that one stays and is returned: the
-        caller compares the digests.
+        caller compares the digests. Either way bytes have arrived: ``Stored.modified_at`` of
+        the upload moves.
 
         Raises:
+            UploadNotFound: There is no such upload, or it takes no bytes any more.
             OSError: It is not durable, and not listed.
 
         """
@@ -274,7 +279,10 @@ class BlobStore(Protocol):
         """Return the ids of the uploads for which somebody waits."""
 
     async def stage(self, upload_id: str) -> ChunkWriter:
-        """Begin to receive a chunk. Needs no right to write.
+        """Begin to receive a chunk. Needs no right to write, and no upload to be there yet.
+
+        Args:
+            upload_id: Where it will most likely belong; ``commit`` and ``take`` decide.
 
         Raises:
             UploadNotFound: This is no id.
