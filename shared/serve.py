@@ -50,6 +50,10 @@ _IDLE_S: Final = 75.0
 """How long a connection may stay without a whole request head. Longer than an ingress keeps
 an idle connection (60 s), and not aiohttp's hour, which half a head could hold (item 177)."""
 
+_LINGER_S: Final = 2.0
+"""How long the rest of a body that was refused is read and thrown away. Closing at once could
+cost the client its answer; but nothing else ends this, so the end of the process waits for it."""
+
 S = TypeVar("S", bound=CommonSettings)
 
 
@@ -100,6 +104,7 @@ async def serve(
         keepalive_timeout=_IDLE_S,
         auto_decompress=False,  # a gzip bomb must stay small (security item 9)
         handle_signals=False,
+        lingering_time=_LINGER_S,
         shutdown_timeout=settings.shutdown_timeout,
     )
     internal = web.AppRunner(
