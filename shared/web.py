@@ -108,7 +108,7 @@ async def _render_errors(request: web.Request, handler: Handler) -> web.StreamRe
     try:
         return await handler(request)
     except ApiError as exc:
-        return problem(exc)
+        return _short(exc) if "Tus-Resumable" in request.headers else problem(exc)
     except web.HTTPException as exc:
         if exc.status < 400:
             raise
@@ -137,6 +137,11 @@ def problem(error: ApiError) -> web.Response:
         headers=error.headers,
         content_type="application/problem+json",
     )
+
+
+def _short(error: ApiError) -> web.Response:
+    """Return an error as tus clients get theirs: refused before a handler could say it."""
+    return web.Response(status=error.status, text=error.message + "\n", headers=error.headers)
 
 
 def _library_error(exc: web.HTTPException) -> web.Response:

@@ -56,7 +56,3 @@ class Settings(CommonSettings, frozen=True, kw_only=True):
             description="base of URLs given to clients; empty: taken from the request",
         ),
     ] = ""
-    trusted_proxies: Annotated[
-        tuple[str, ...],
-        msgspec.Meta(description="networks whose X-Forwarded-* are believed, comma-separated"),
-    ] = ()
