@@ -118,7 +118,9 @@ class CommonSettings(msgspec.Struct, frozen=True, kw_only=True):
         str, _limit("HEAD, PATCH, PUT and DELETE: what running uploads need")
     ] = "500/s burst 5000"
     rate_limit_read: Annotated[str, _limit("GET, and sockets opened")] = "100/s burst 1000"
-    rate_limit_login: Annotated[str, _limit("requests with bad credentials")] = "5/s burst 100"
+    rate_limit_login: Annotated[str, _limit("requests with bad credentials")] = (
+        "50/s burst 1000"
+    )
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], msgspec.Meta(description="least level")
     ] = "info"
