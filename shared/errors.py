@@ -15,6 +15,7 @@ __all__ = [
     "InvalidRequest",
     "NotFound",
     "PayloadTooLarge",
+    "RateLimited",
     "StartupError",
     "StorageFull",
     "Unauthorized",
@@ -94,6 +95,18 @@ class PayloadTooLarge(ApiError):
     """The body, or what it announces, is over a limit."""
 
     status, error_code, title = 413, "PAYLOAD_TOO_LARGE", "Payload too large"
+
+
+class RateLimited(ApiError):
+    """There was too much of it. Retry after the time given (seconds)."""
+
+    status, error_code, title = 429, "RATE_LIMITED", "Too many requests"
+
+    def __init__(
+        self, message: str, *, retry_after: int, error_code: str | None = None
+    ) -> None:
+        headers = {"Retry-After": str(retry_after)}
+        super().__init__(message, headers=headers, error_code=error_code)
 
 
 class Unavailable(ApiError):

@@ -29,8 +29,11 @@ from shared.identity import (
     require_loopback,
 )
 from shared.probes import Health, create_internal_application
+from shared.proxies import TrustedProxies
+from shared.rate_limit import RateLimits
 from shared.settings import CommonSettings, bind_address, load, masked
 from shared.streams import REDIS_FAILURES, connect
+from shared.token_bucket import limit_of
 from shared.web import create_application
 
 __all__ = ["AUTHENTICATOR", "CORS", "HEALTH", "main", "new_application", "run", "serve"]
@@ -43,12 +46,16 @@ HEALTH: Final = web.AppKey("health", Health)
 
 _EXPOSED: Final = (
     *("X-Request-ID", "Retry-After", "ETag", "Content-Range", "Content-Disposition"),
-    *("Accept-Ranges", "Last-Modified"),
+    *("Accept-Ranges", "Last-Modified", "RateLimit", "RateLimit-Policy"),
 )
 
 _IDLE_S: Final = 75.0
 """How long a connection may stay without a whole request head. Longer than an ingress keeps
 an idle connection (60 s), and not aiohttp's hour, which half a head could hold (item 177)."""
+
+_LINGER_S: Final = 2.0
+"""How long the rest of a body that was refused is read and thrown away. Closing at once could
+cost the client its answer, but nothing else ends this: the process waits for it at its end."""
 
 S = TypeVar("S", bound=CommonSettings)
 
@@ -73,12 +80,33 @@ def new_application(settings: CommonSettings) -> web.Application:
         )
     )
     local = [refuse_foreign_hosts] if settings.auth_mode == "open" else []
-    app = create_application(*local, answer_preflights(), identify(auth))
+    limits = _rate_limits(settings)
+    around = [limits.refused_logins] if limits else []
+    behind = [limits.requests] if limits else []
+    app = create_application(*local, answer_preflights(), *around, identify(auth), *behind)
+    if limits:
+        limits.add_to(app)
     app.on_response_prepare.append(share_responses(cors, also_expose=_EXPOSED))
     app[AUTHENTICATOR] = auth
     app[CORS] = cors
     app[HEALTH] = Health()
     return app
+
+
+def _rate_limits(settings: CommonSettings) -> RateLimits | None:
+    proxies = TrustedProxies(settings.trusted_proxies)
+    enabled = settings.rate_limit_enabled
+    if enabled is None:  # where everyone is one user, a limit for each is one for all
+        enabled = settings.auth_mode == "required"
+    if not enabled:
+        return None
+    limits = {
+        "create": limit_of(settings.rate_limit_create),
+        "change": limit_of(settings.rate_limit_change),
+        "read": limit_of(settings.rate_limit_read),
+        "login": limit_of(settings.rate_limit_login),
+    }
+    return RateLimits(limits, proxies, settings.redis_url)
 
 
 async def serve(
@@ -100,6 +128,7 @@ async def serve(
         keepalive_timeout=_IDLE_S,
         auto_decompress=False,  # a gzip bomb must stay small (security item 9)
         handle_signals=False,
+        lingering_time=_LINGER_S,
         shutdown_timeout=settings.shutdown_timeout,
     )
     internal = web.AppRunner(

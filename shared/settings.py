@@ -15,6 +15,7 @@ from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar, get_args,
 import msgspec
 
 from shared.errors import StartupError
+from shared.token_bucket import LIMIT_FORM
 
 __all__ = [
     "CommonSettings",
@@ -34,6 +35,12 @@ Positive: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
 Seconds: TypeAlias = Annotated[float, msgspec.Meta(gt=0)]
 Secret: TypeAlias = Annotated[str, msgspec.Meta(extra={"secret": True})]
 Origins: TypeAlias = tuple[str, ...]
+
+
+def _limit(of: str) -> msgspec.Meta:
+    return msgspec.Meta(
+        pattern=LIMIT_FORM, description=f"{of}, of one caller, such as `5/s burst 9`"
+    )
 
 
 class CommonSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,6 +103,24 @@ class CommonSettings(msgspec.Struct, frozen=True, kw_only=True):
     cors_allowed_origins: Annotated[
         Origins, msgspec.Meta(description="origins of web pages, comma-separated; `*` = any")
     ] = ()
+    trusted_proxies: Annotated[
+        tuple[str, ...],
+        msgspec.Meta(description="networks whose X-Forwarded-* are believed, comma-separated"),
+    ] = ()
+    rate_limit_enabled: Annotated[
+        bool | None,
+        msgspec.Meta(
+            description="limit how often a caller may ask; empty: if AUTH_MODE=required"
+        ),
+    ] = None
+    rate_limit_create: Annotated[str, _limit("POST")] = "50/s burst 1000"
+    rate_limit_change: Annotated[
+        str, _limit("HEAD, PATCH, PUT and DELETE: what running uploads need")
+    ] = "500/s burst 5000"
+    rate_limit_read: Annotated[str, _limit("GET, and sockets opened")] = "100/s burst 1000"
+    rate_limit_login: Annotated[str, _limit("requests with bad credentials")] = (
+        "50/s burst 1000"
+    )
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], msgspec.Meta(description="least level")
     ] = "info"

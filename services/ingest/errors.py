@@ -46,7 +46,7 @@ class Locked(ApiError):
 
 
 class BodyStalled(ApiError):
-    """No byte came for too long. What came before is kept; resume."""
+    """No byte came for too long, or too few did. What came before is kept; resume."""
 
     status, error_code, title = 408, "BODY_STALLED", "Request timeout"
 

@@ -253,9 +253,9 @@ def _early_end(ended: Ended, lease: Lease) -> ApiError:
     if ended is Ended.OVERLONG:
         return PayloadTooLarge("The body is longer than the upload.")
     if ended is Ended.STALLED:
-        return BodyStalled("No byte came for too long.", headers=offset)
+        return BodyStalled("The body came too slowly, or not at all.", headers=offset)
     if ended is Ended.CUT:
-        return InvalidRequest("The body ended early.", headers=offset)
+        return InvalidRequest("The body ended early, or its framing broke.", headers=offset)
     if lease.asked == "shutdown":
         return Unavailable("The server is restarting. Resume.")
     return Locked("Another request has taken over.")

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Final, Protocol
 
+from services.ingest.patience import Patience
 from services.ingest.request_body import BodyCut, RequestBody
 from services.ingest.writers import Lease
 
@@ -25,7 +26,7 @@ _LINGER_S: Final = 0.1
 """How long bytes of a slow client wait for company before they are written."""
 
 _GRAIN_S: Final = 1.0
-"""How exactly silence is measured: moving the deadline at every read would cost too much."""
+"""How often a body is looked at: doing it at every read would cost too much."""
 
 
 class Ended(Enum):
@@ -34,7 +35,7 @@ class Ended(Enum):
     COMPLETE = "the body was complete"
     OVERLONG = "there was no room for more"
     CUT = "the connection ended"
-    STALLED = "no byte came for too long"
+    STALLED = "no byte came for too long, or too few did"
     ASKED = "somebody else wants to write"
 
 
@@ -62,6 +63,8 @@ async def receive(
     room: int | None,
     idle_s: float,
     on_progress: Callable[[int], None],
+    least_rate: float = 0,
+    window_s: float = 60.0,
 ) -> Ended:
     """Append a body to an upload; return why it ended.
 
@@ -74,6 +77,8 @@ async def receive(
         room: Most bytes to take; ``None`` is no limit.
         idle_s: Longest silence, in seconds; a little more is forgiven, never less.
         on_progress: Called with the offset of where they go after each write.
+        least_rate: Bytes per second that must come on average; 0 asks for none.
+        window_s: Seconds for which the rate forgives that nothing comes.
 
     Raises:
         OSError: The disk refused. The offset there says what was written.
@@ -81,17 +86,35 @@ async def receive(
     """
     pump = _Pump(body, lease, lease.writer if into is None else into, room, on_progress)
     loop = asyncio.get_running_loop()
-    grain_s = min(_GRAIN_S, idle_s / 4)
-    patience_s = idle_s + grain_s
+    patience = Patience(
+        idle_s=idle_s, least_rate=least_rate, window_s=window_s, now=loop.time()
+    )
+    every_s = min(_GRAIN_S, idle_s / 4, window_s / 4)
+    ended = Ended.ASKED
+    timer: asyncio.TimerHandle
     try:
-        async with asyncio.timeout(patience_s) as deadline:
-            lease.when_asked(lambda: _expire(deadline, loop.time()))
-            return await pump.run(
-                lambda: deadline.reschedule(loop.time() + patience_s), every_s=grain_s
-            )
+        async with asyncio.timeout(None) as deadline:
+
+            def look() -> None:
+                nonlocal ended, timer
+                if body.is_broken():
+                    ended = Ended.CUT
+                elif patience.is_over(pump.received, loop.time()):
+                    ended = Ended.STALLED
+                else:
+                    timer = loop.call_later(every_s, look)
+                    return
+                _expire(deadline, loop.time())
+
+            timer = loop.call_later(every_s, look)
+            try:
+                lease.when_asked(lambda: _expire(deadline, loop.time()))
+                return await pump.run()
+            finally:
+                timer.cancel()
     except TimeoutError:
         pump.keep_buffered()
-        return Ended.ASKED if lease.asked else Ended.STALLED
+        return Ended.ASKED if lease.asked else ended
     finally:
         lease.when_asked(None)
         await pump.flush()
@@ -118,16 +141,16 @@ class _Pump:
         self._sink: Final = sink
         self._room = room
         self._on_progress: Final = on_progress
+        self.received = 0
+        """Bytes of the body so far."""
         self._pieces: list[bytes] = []
         self._size = 0
         self._writing: asyncio.Future[None] | None = None
         self._end = sink.offset
         """Where the sink ends once all that was given to the disk is there."""
 
-    async def run(self, alive: Callable[[], None], *, every_s: float) -> Ended:
-        """Read to the end; ``alive`` is called every so often while bytes come."""
-        loop = asyncio.get_running_loop()
-        said_at = loop.time()
+    async def run(self) -> Ended:
+        """Read to the end."""
         while True:
             try:
                 chunk = await self._next()
@@ -143,10 +166,6 @@ class _Pump:
             self._keep(chunk)
             if self._size >= _BATCH:
                 await self._start_write()
-            now = loop.time()
-            if now - said_at > every_s and self._lease.asked is None:
-                said_at = now
-                alive()
 
     async def _next(self) -> bytes:
         """Return the next bytes; write what is gathered when they are slow to come."""
@@ -168,6 +187,7 @@ class _Pump:
         if chunk:
             self._pieces.append(chunk)
             self._size += len(chunk)
+            self.received += len(chunk)
 
     async def _start_write(self) -> None:
         """Hand the batch to the disk, once it is done with the one before.

@@ -5,7 +5,8 @@ before any middleware has looked at the request; here the invitation waits until
 found good, so that a refused one costs nobody its body (protocol item 69). And when a client
 goes away, aiohttp's reader raises before it hands out what it has already buffered, up to
 hundreds of kilobytes that a resumable upload must keep (items 27 and 175). Getting at them
-takes one private method; a test pins it.
+takes one private method; a test pins it. And when the framing of a chunked body breaks, aiohttp
+notes it for the next request and leaves whoever reads this one waiting.
 """
 
 from __future__ import annotations
@@ -64,6 +65,14 @@ class RequestBody:
     def buffered(self) -> bytes:
         """Return what has arrived and was not read yet, perhaps nothing."""
         return b"" if self._cut else self._content._read_nowait(-1)
+
+    def is_broken(self) -> bool:
+        """Tell whether the framing broke, so that the end of the body can never come.
+
+        What follows is then no request either: one is queued behind this only when its body
+        is complete, or as the error that the parser has met.
+        """
+        return bool(self._request.protocol._messages) and not self._content.is_eof()
 
     async def read(self) -> bytes:
         """Return what has arrived, at least one byte; ``b""`` at the end of the body.

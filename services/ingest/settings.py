@@ -30,6 +30,18 @@ class Settings(CommonSettings, frozen=True, kw_only=True):
             gt=0, le=86_400, description="seconds without a byte after which a request ends"
         ),
     ] = 60
+    upload_min_rate: Annotated[
+        float,
+        msgspec.Meta(
+            ge=0, description="least average bytes per second of a body; 0 = any rate will do"
+        ),
+    ] = 1024
+    upload_min_rate_window: Annotated[
+        float,
+        msgspec.Meta(
+            gt=0, le=86_400, description="seconds for which UPLOAD_MIN_RATE forgives a pause"
+        ),
+    ] = 60
     upload_fsync: Annotated[
         FsyncPolicy,
         msgspec.Meta(
@@ -44,7 +56,3 @@ class Settings(CommonSettings, frozen=True, kw_only=True):
             description="base of URLs given to clients; empty: taken from the request",
         ),
     ] = ""
-    trusted_proxies: Annotated[
-        tuple[str, ...],
-        msgspec.Meta(description="networks whose X-Forwarded-* are believed, comma-separated"),
-    ] = ()

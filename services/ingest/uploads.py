@@ -91,6 +91,8 @@ class Uploads:
         self._completion: Final = completion
         self._arrivals: Final = arrivals
         self._idle_s: Final = settings.upload_idle_timeout
+        self._least_rate: Final = settings.upload_min_rate
+        self._window_s: Final = settings.upload_min_rate_window
         self._forgotten_s: Final = settings.progress_ttl_seconds / 2
         self._lifetime_s: Final = settings.upload_session_timeout_hours * 3600
 
@@ -205,6 +207,8 @@ class Uploads:
                 lease,
                 room=room,
                 idle_s=self._idle_s,
+                least_rate=self._least_rate,
+                window_s=self._window_s,
                 on_progress=lambda offset: self._progress.advance(writer.sidecar, offset),
             )
         finally:
