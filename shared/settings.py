@@ -68,6 +68,13 @@ class CommonSettings(msgspec.Struct, frozen=True, kw_only=True):
             description="file:///folder or s3://bucket/prefix; empty: `blobs` in DATA_DIR"
         ),
     ] = ""
+    upload_lease: Annotated[
+        Literal["auto", "redis"],
+        msgspec.Meta(
+            description="who may write: `auto` = locks of the file system, leases in Redis on "
+            "S3; `redis` = leases on a file system too, if its locks do not span hosts"
+        ),
+    ] = "auto"
     event_partitions: Annotated[
         int, msgspec.Meta(ge=1, le=100, description="partitions of each stream family")
     ] = 16

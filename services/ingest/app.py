@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 
 from aiohttp import web
 
@@ -19,7 +20,7 @@ from services.ingest.status import add_status_route
 from services.ingest.trimming import trim_events
 from services.ingest.uploads import Uploads
 from services.ingest.writers import Writers
-from shared.blobs.opening import make_store
+from shared.blobs.opening import make_leases, make_store
 from shared.lifecycle import background
 from shared.outbox import Outbox
 from shared.publisher import Publisher
@@ -46,8 +47,9 @@ def install(app: web.Application, settings: Settings) -> None:
     """
     app[SETTINGS] = settings
     app[LOCATIONS] = Locations(settings.public_url, settings.trusted_proxies)
-    store = make_store(settings, fsync=settings.upload_fsync)
-    writers = Writers(store)
+    leases = make_leases(settings)
+    store = make_store(settings, fsync=settings.upload_fsync, leases=leases)
+    writers = Writers(store, leases)
 
     async def run(app: web.Application) -> AsyncIterator[None]:
         await store.open()
@@ -91,7 +93,10 @@ def install(app: web.Application, settings: Settings) -> None:
         )
         app[HEALTH].can_serve["ingest.store"] = store.is_writable
         app[HEALTH].degraded["ingest.redis"] = lambda: publisher.degraded
+        if leases is not None:
+            app[HEALTH].degraded["ingest.leases"] = lambda: leases.away
         async with (
+            leases.running() if leases else nullcontext(),
             background("publisher", publisher.run()),
             background("outbox", outbox.watch()),
             background("handover", writers.listen()),

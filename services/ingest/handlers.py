@@ -17,7 +17,7 @@ from services.ingest.errors import BodyStalled, ChecksumMismatch, Gone, Locked
 from services.ingest.joining import Joins
 from services.ingest.location import COLLECTION, Locations
 from services.ingest.receive import Ended
-from services.ingest.refusals import refusing
+from services.ingest.refusals import never_away, refusing
 from services.ingest.request_body import RequestBody, close_uninvited
 from services.ingest.settings import Settings
 from services.ingest.uploads import Uploads, can_expire
@@ -128,6 +128,8 @@ async def create_upload(request: web.Request) -> web.StreamResponse:
             length=request.content_length,
             max_size=max_size,
         )
+    if with_piece or creation.size == 0:
+        uploads.writers.check_grantable()  # else only an upload that nobody knows would be left
     sidecar = await uploads.create(creation, principal_of(request))
     headers = _birth(request, sidecar)
     if not with_piece and creation.size != 0:
@@ -270,17 +272,18 @@ async def read_offset(request: web.Request) -> web.StreamResponse:
     """
     tus.check_version(request.headers)
     uploads, upload_id = request.app[UPLOADS], request.match_info["upload_id"]
-    stored = await uploads.find(upload_id, principal_of(request))
-    _refuse_expired(uploads, stored)
-    if _is_unjoined(stored.sidecar):
-        request.app[JOINS].follow(upload_id)
-        return web.Response(status=200, headers=_state_headers(request, stored))
-    if stored.sidecar.status == "completed" and stored.visible:
-        return web.Response(status=200, headers=_state_headers(request, stored))
-    async with _writing(request) as lease:
-        if lease.writer.offset == lease.writer.sidecar.size:
-            await uploads.complete(lease.writer)
-        return web.Response(status=200, headers=_state_headers(request, lease.writer))
+    with never_away():
+        stored = await uploads.find(upload_id, principal_of(request))
+        _refuse_expired(uploads, stored)
+        if _is_unjoined(stored.sidecar):
+            request.app[JOINS].follow(upload_id)
+            return web.Response(status=200, headers=_state_headers(request, stored))
+        if stored.sidecar.status == "completed" and stored.visible:
+            return web.Response(status=200, headers=_state_headers(request, stored))
+        async with _writing(request) as lease:
+            if lease.writer.offset == lease.writer.sidecar.size:
+                await uploads.complete(lease.writer)
+            return web.Response(status=200, headers=_state_headers(request, lease.writer))
 
 
 @speaks_tus

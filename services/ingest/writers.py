@@ -4,6 +4,9 @@ A client whose connection died comes back on a new one while the old request sti
 bytes. The newcomer therefore asks the holder to let go: the holder keeps what it has received,
 answers, and releases. In this process that takes an event; to a holder in another process the
 question goes through the store. Who asks last gets the upload: it is the one that lives.
+
+While leases are needed and Redis, which grants them, is away, nobody could take over. Then no
+holder is asked either: what runs goes on, and newcomers are told to come back.
 """
 
 from __future__ import annotations
@@ -14,7 +17,8 @@ from contextlib import asynccontextmanager
 from typing import Final, Literal
 
 from services.ingest.errors import Locked
-from shared.blobs.store import BlobStore, BlobWriter, UploadBusy
+from shared.blobs.store import BlobStore, BlobWriter, LeaseUnavailable, UploadBusy
+from shared.redis_leases import RedisLeases
 
 __all__ = ["Lease", "Writers"]
 
@@ -24,7 +28,8 @@ _ACQUIRE_S: Final = 10.0
 """How long a newcomer waits: longer than a holder needs to sync a buffer to a slow disk."""
 _RETRY_S: Final = 0.05
 _POLL_S: Final = 0.2
-"""How often questions from other processes are looked for while an upload is held here."""
+"""How often questions from other processes are looked for while an upload is held here. Those
+that come by Redis tell of themselves."""
 
 
 class Lease:
@@ -61,10 +66,17 @@ class Lease:
 
 
 class Writers:
-    """The leases of this process."""
+    """The turns at the uploads of one process.
 
-    def __init__(self, store: BlobStore) -> None:
+    Args:
+        store: Grants the right to write, across processes.
+        leases: What it asks for that, if it needs Redis.
+
+    """
+
+    def __init__(self, store: BlobStore, leases: RedisLeases | None = None) -> None:
         self._store: Final = store
+        self._leases: Final = leases
         self._held: Final[dict[str, Lease]] = {}
         self._draining = False
 
@@ -72,6 +84,16 @@ class Writers:
     def count(self) -> int:
         """Uploads that are being written to here."""
         return len(self._held)
+
+    def check_grantable(self) -> None:
+        """Return unless it is known that no right to write can be granted.
+
+        Raises:
+            LeaseUnavailable: Redis is away, and needed for it.
+
+        """
+        if self._leases is not None and self._leases.away:
+            raise LeaseUnavailable("Redis is away")
 
     @asynccontextmanager
     async def writing(self, upload_id: str) -> AsyncIterator[Lease]:
@@ -98,6 +120,7 @@ class Writers:
         try:
             async with asyncio.timeout(_ACQUIRE_S):
                 while True:
+                    self.check_grantable()
                     holder = self._held.get(upload_id)
                     if holder is not None:
                         holder.ask("takeover")
@@ -120,7 +143,10 @@ class Writers:
     async def listen(self) -> None:
         """Pass on what other processes ask for, forever."""
         while True:
-            await asyncio.sleep(_POLL_S)
+            if self._leases is None:
+                await asyncio.sleep(_POLL_S)
+            else:
+                await self._leases.until_asked(_POLL_S)
             if self._held:
                 try:
                     asked = await self._store.release_asked()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 
 from aiohttp import web
 
 from services.storage.files import Files
 from services.storage.handlers import FILES, SETTINGS, add_storage_routes
 from services.storage.settings import Settings
-from shared.blobs.opening import make_store
+from shared.blobs.opening import make_leases, make_store
 from shared.lifecycle import background
 from shared.outbox import Outbox
 from shared.publisher import Publisher
@@ -34,7 +35,8 @@ def install(app: web.Application, settings: Settings) -> None:
 
     """
     app[SETTINGS] = settings
-    store = make_store(settings)
+    leases = make_leases(settings)
+    store = make_store(settings, leases=leases)
 
     async def run(app: web.Application) -> AsyncIterator[None]:
         await store.open()
@@ -48,7 +50,12 @@ def install(app: web.Application, settings: Settings) -> None:
         app[FILES] = Files(store, outbox)
         app[HEALTH].can_serve["storage.store"] = store.is_writable
         app[HEALTH].degraded["storage.redis"] = lambda: publisher.degraded
-        async with background("publisher", publisher.run()):
+        if leases is not None:
+            app[HEALTH].degraded["storage.leases"] = lambda: leases.away
+        async with (
+            leases.running() if leases else nullcontext(),
+            background("publisher", publisher.run()),
+        ):
             yield
         await publisher.drain(timeout_s=2.0)
         await outbox.close()

@@ -8,7 +8,8 @@ event that may be unpublished, ``ask/<id>`` asks the writer to let go; both dire
 nearly empty, so that listing them is cheap however many uploads there are.
 
 The writer's right is ``flock`` on the file of bytes: the kernel ends it with the process,
-whatever kills that, and a rename keeps it. All blocking calls run in disk threads.
+whatever kills that, and a rename keeps it. Where locks do not reach all machines a lease is
+taken before it. All blocking calls run in disk threads.
 """
 
 from __future__ import annotations
@@ -29,11 +30,12 @@ from shared import sidecar as sidecars
 from shared.blobs.disk_threads import DiskThreads
 from shared.blobs.durable import sync_data, sync_directory, write_all
 from shared.blobs.filesystem_chunks import FilesystemChunk, list_chunks, remove_chunks
+from shared.blobs.filesystem_folder import SHARDS, prepare_folders
 from shared.blobs.filesystem_listing import due_events, live_and_recent, read_note, write_note
 from shared.blobs.filesystem_sweep import sweep_leftovers
 from shared.blobs.filesystem_writer import FilesystemWriter
 from shared.blobs.store import Chunk, Due, FsyncPolicy, Stored, UploadBusy, UploadNotFound
-from shared.errors import StartupError
+from shared.leases import Lease, Leases
 from shared.sidecar import Sidecar, SidecarDamaged
 
 __all__ = ["FilesystemStore"]
@@ -45,7 +47,6 @@ log = structlog.stdlib.get_logger(__name__)
 _DISK_THREADS: Final = 16
 """More than a disk's useful queue depth; a thread costs nothing while it waits."""
 
-_SHARDS: Final = tuple(f"{number:02x}" for number in range(256))
 _SURVEY_BATCH: Final = 256
 _PIECE: Final = 1024 * 1024
 
@@ -70,33 +71,21 @@ class FilesystemStore:
     Args:
         root: Directory of the blobs; made if it is not there.
         fsync: When bytes are forced to stable storage.
+        leases: Grant the right to write too, where locks do not reach all processes.
 
     Raises:
         StartupError: The directory cannot be made or written to.
 
     """
 
-    def __init__(self, root: Path, *, fsync: FsyncPolicy = "always") -> None:
+    def __init__(
+        self, root: Path, *, fsync: FsyncPolicy = "always", leases: Leases | None = None
+    ) -> None:
         self.root: Final = root
         self.fsync: Final = fsync
+        self._leases: Final = leases
         self._threads: Final = DiskThreads(_DISK_THREADS)
-        self._prepare()
-
-    def _prepare(self) -> None:
-        try:
-            for name in (*_SHARDS, "due", "ask"):
-                (self.root / name).mkdir(mode=0o700, parents=True, exist_ok=True)
-            if self.fsync != "never":  # the folders must survive what is put into them
-                for folder in (self.root, self.root.parent):
-                    sync_directory(folder)
-            probe = self.root / f".probe-{os.getpid()}"
-            probe.write_bytes(b"")
-            probe.unlink(missing_ok=True)  # in containers, all have the same pid
-        except OSError as exc:
-            raise StartupError(
-                f"DATA_DIR: {self.root} is not writable ({exc.strerror}): "
-                "make it writable for this user or set DATA_DIR to another folder"
-            ) from exc
+        prepare_folders(root, synced=fsync != "never")
 
     def is_writable(self) -> bool:
         """Tell whether the root is there and writable; a look, no write."""
@@ -263,9 +252,17 @@ class FilesystemStore:
     async def acquire(self, upload_id: str) -> FilesystemWriter:
         if not sidecars.is_upload_id(upload_id):
             raise UploadNotFound(upload_id)
-        return await self.run(self._acquire, upload_id, undo=FilesystemWriter.release)
+        lease = await self._leases.acquire(upload_id) if self._leases else None
+        try:
+            return await self.run(
+                self._acquire, upload_id, lease, undo=FilesystemWriter.release
+            )
+        except BaseException:
+            if lease is not None:
+                await lease.release()
+            raise
 
-    def _acquire(self, upload_id: str) -> FilesystemWriter:
+    def _acquire(self, upload_id: str, lease: Lease | None) -> FilesystemWriter:
         fd = self._lock(upload_id)
         try:
             record = self.load_now(upload_id)
@@ -274,7 +271,7 @@ class FilesystemStore:
             self._question(upload_id).unlink(missing_ok=True)
             if self.fsync == "always" and os.fstat(fd).st_size:
                 sync_data(fd)  # a predecessor that was killed may have left unsynced bytes
-            return FilesystemWriter(self, fd, record)
+            return FilesystemWriter(self, fd, record, lease)
         except BaseException:
             os.close(fd)
             raise
@@ -306,10 +303,13 @@ class FilesystemStore:
 
     async def ask_release(self, upload_id: str) -> None:
         question = self._question(upload_id)
+        if self._leases is not None:
+            await self._leases.ask(upload_id)
         await self.run(lambda: question.touch(mode=0o600))
 
     async def release_asked(self) -> set[str]:
-        return set(await self.run(os.listdir, self.root / "ask"))
+        asked = self._leases.asked() if self._leases else set()
+        return asked.union(await self.run(os.listdir, self.root / "ask"))
 
     # The outbox.
 
@@ -356,7 +356,7 @@ class FilesystemStore:
         return await self.run(due_events, self.root / "due", time.time() - older_than_s)
 
     async def survey(self, *, recent_s: float) -> AsyncIterator[Sidecar]:
-        folders = [self.root / shard for shard in _SHARDS]
+        folders = [self.root / shard for shard in SHARDS]
         wanted = await self.run(live_and_recent, folders, time.time() - recent_s)
         for start in range(0, len(wanted), _SURVEY_BATCH):
             for record in await self.run(self._load_all, wanted[start : start + _SURVEY_BATCH]):
@@ -364,7 +364,7 @@ class FilesystemStore:
 
     async def walk(self, *, unfinished: bool = False) -> AsyncIterator[Stored]:
         wanted = ".part" if unfinished else ".info"
-        for shard in _SHARDS:
+        for shard in SHARDS:
             names = await self.run(os.listdir, self.root / shard)
             for stem in (name.removesuffix(wanted) for name in names if name.endswith(wanted)):
                 try:
@@ -377,7 +377,7 @@ class FilesystemStore:
     async def sweep_leftovers(self, *, older_than_s: float, dry_run: bool) -> list[str]:
         before = time.time() - older_than_s
         found = []
-        for shard in _SHARDS:
+        for shard in SHARDS:
             found += await self.run(sweep_leftovers, self.root / shard, before, dry_run)
         return found
 

@@ -7,13 +7,14 @@ import errno
 import fcntl
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from shared.blobs.durable import append_file, start_writeback, sync_data, write_all
 from shared.blobs.filesystem_chunks import FilesystemChunk, chunk_path, remove_chunks
 from shared.blobs.store import Chunk, ChunkWriter, Due, UploadBusy, UploadNotFound
+from shared.leases import Lease
 from shared.sidecar import Sidecar
 
 if TYPE_CHECKING:
@@ -21,13 +22,18 @@ if TYPE_CHECKING:
 
 __all__ = ["FilesystemWriter"]
 
+T = TypeVar("T")
+
 
 class FilesystemWriter:
     """Implements ``BlobWriter``; see there for the promises."""
 
-    def __init__(self, store: FilesystemStore, fd: int, record: Sidecar) -> None:
+    def __init__(
+        self, store: FilesystemStore, fd: int, record: Sidecar, lease: Lease | None
+    ) -> None:
         self._store: Final = store
         self._fd = fd
+        self._lease: Final = lease
         self.sidecar = record
         self.offset = os.lseek(fd, 0, os.SEEK_END)
         self.modified_at = os.fstat(fd).st_mtime
@@ -35,8 +41,28 @@ class FilesystemWriter:
         self._safe = self.offset if store.fsync == "always" else 0
         """Bytes that are on stable storage; ``acquire`` has synced what was there before."""
 
+    async def _run(self, job: Callable[..., T], *args: object) -> T:
+        """Run a blocking call in a disk thread, while the lease holds and only if it held.
+
+        Raises:
+            LeaseLost: The right was lost before the call, or during it: then what it did must
+                not be acknowledged.
+
+        """
+        done = await self._store.run(lambda: self._leased(job, args))
+        self._check()
+        return done
+
+    def _leased(self, job: Callable[..., T], args: tuple[object, ...]) -> T:
+        self._check()
+        return job(*args)
+
+    def _check(self) -> None:
+        if self._lease is not None:
+            self._lease.check()
+
     async def write(self, pieces: Sequence[bytes]) -> None:
-        await self._store.run(self._write, pieces)
+        await self._run(self._write, pieces)
 
     def _write(self, pieces: Sequence[bytes]) -> None:
         start = self.offset
@@ -51,7 +77,7 @@ class FilesystemWriter:
 
     async def sync(self) -> None:
         if self._store.fsync == "always" and self._safe != self.offset:
-            await self._store.run(self._sync)
+            await self._run(self._sync)
 
     def _sync(self) -> None:
         try:
@@ -66,7 +92,7 @@ class FilesystemWriter:
         self._safe = self.offset
 
     async def record(self, sidecar: Sidecar) -> list[Due]:
-        return await self._store.run(self._record, sidecar)
+        return await self._run(self._record, sidecar)
 
     def _record(self, sidecar: Sidecar) -> list[Due]:
         due = self._store.save(sidecar, mark=sidecar.next_seq != self.sidecar.next_seq)
@@ -74,7 +100,7 @@ class FilesystemWriter:
         return due
 
     async def finish(self, sidecar: Sidecar) -> list[Due]:
-        return await self._store.run(self._finish, sidecar)
+        return await self._run(self._finish, sidecar)
 
     def _finish(self, sidecar: Sidecar) -> list[Due]:
         synced = self._store.fsync == "always" and self._safe == self.offset
@@ -91,7 +117,7 @@ class FilesystemWriter:
     async def take(self, staged: ChunkWriter) -> None:
         if not isinstance(staged, FilesystemChunk):
             raise TypeError(staged)
-        await self._store.run(self._take, staged)
+        await self._run(self._take, staged)
 
     def _take(self, staged: FilesystemChunk) -> None:
         self._append(staged.descriptor)
@@ -107,10 +133,10 @@ class FilesystemWriter:
     async def join_chunks(self, chunks: Sequence[Chunk]) -> None:
         folder = self._store.path(self.sidecar.upload_id, ".chunks")
         paths = [chunk_path(folder, one.index, one.digest) for one in chunks]
-        await self._store.run(self._join, paths)
+        await self._run(self._join, paths)
 
     async def join_uploads(self, upload_ids: Sequence[str]) -> None:
-        await self._store.run(self._join, [self._store.path(one) for one in upload_ids])
+        await self._run(self._join, [self._store.path(one) for one in upload_ids])
 
     def _join(self, paths: Sequence[Path]) -> None:
         os.ftruncate(self._fd, 0)
@@ -131,7 +157,7 @@ class FilesystemWriter:
             raise UploadNotFound(path.name) from None
 
     async def share(self, original_id: str) -> None:
-        await self._store.run(self._share, original_id)
+        await self._run(self._share, original_id)
 
     def _share(self, original_id: str) -> None:
         """Make a second link to the original's file, and hold its lock from then on.
@@ -161,7 +187,7 @@ class FilesystemWriter:
         self.offset = self._safe = os.fstat(fd).st_size
 
     async def bury(self, tombstone: Sidecar) -> list[Due]:
-        return await self._store.run(self._bury, tombstone)
+        return await self._run(self._bury, tombstone)
 
     def _bury(self, tombstone: Sidecar) -> list[Due]:
         try:
@@ -187,9 +213,11 @@ class FilesystemWriter:
 
     async def close(self) -> None:
         self.release()
+        if self._lease is not None:
+            await self._lease.release()
 
     def release(self) -> None:
-        """Give the right up at once."""
+        """Give the lock up at once."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
