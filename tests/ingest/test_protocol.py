@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -19,6 +19,7 @@ from tests.ingest.conftest import LARGEST, Ingest, Starter
 from tests.ingest.evidence import blob, completed_once, no_file_is_left, snapshot
 from tests.ingest.tus_client import CHUNK, TUS, Tus, unknown, wait_for_offset
 from tests.ingest.wire import Answer, Connection, Cut, ask, chunk, head_of
+from tests.processes import ServiceProcess, running
 
 NO_NUMBER = ["-1", "abc", "1.5", "0x10", "", " ", "0,0", "+5", "1e3", "\xb2", "0 0", "5;x"]
 HUGE = [str(2**63), str(2**64), "1" + "0" * 30, "9" * 5000]
@@ -125,18 +126,28 @@ def in_version(tus: Tus, version: str | None, path: str) -> list[Answer]:
     ]
 
 
-@pytest.mark.parametrize("version", REFUSED_VERSIONS)
-def test_items_005_to_007_other_versions_change_nothing(
-    ingest: Ingest, version: str | None
-) -> None:
-    """Another version, or none, gets 412 with the right one, and is not processed at all."""
-    path = ingest.tus.create(1000)
-    before = snapshot(ingest.data_dir)
-    for answer in in_version(ingest.tus, version, path):
+@pytest.mark.parametrize("version", REFUSED_VERSIONS[1:])
+def test_item_005_other_versions_are_refused(tus: Tus, version: str) -> None:
+    """Another version gets 412, with the one that is spoken."""
+    for answer in in_version(tus, version, tus.create(1000)):
         assert answer.status == 412, answer
         assert answer.headers["Tus-Version"] == "1.0.0"
         assert answer.headers["Tus-Resumable"] == "1.0.0"
+
+
+@pytest.mark.parametrize("version", REFUSED_VERSIONS)
+def test_item_006_other_versions_change_nothing(ingest: Ingest, version: str | None) -> None:
+    """A request in another version, or in none, is not processed, whatever body it has."""
+    path = ingest.tus.create(1000)
+    before = snapshot(ingest.data_dir)
+    in_version(ingest.tus, version, path)
     assert snapshot(ingest.data_dir) == before
+
+
+def test_item_007_version_is_needed(tus: Tus) -> None:
+    """A request that names no version gets 412 as one in another version does."""
+    for answer in in_version(tus, None, tus.create(1000)):
+        assert (answer.status, answer.headers["Tus-Version"]) == (412, "1.0.0")
 
 
 def test_item_007_get_needs_no_version(tus: Tus) -> None:
@@ -205,13 +216,25 @@ def test_item_010_override_on_the_collection(ingest: Ingest) -> None:
     assert overridden("POST", "post").status == 201
 
 
-def test_items_012_013_head_tells_offset_and_length(tus: Tus) -> None:
-    """HEAD tells offset and length from the start, on the way, and at the end."""
-    path = tus.create(10)
+def on_the_way(tus: Tus) -> Iterator[tuple[int, Answer]]:
+    """Yield what HEAD says of an upload of 10 bytes: at the start, on the way, at the end."""
+    path, at = tus.create(10), 0
     for offset in (0, 4, 10):
-        tus.patch(path, tus.offset(path), b"x" * (offset - tus.offset(path)))
-        headers = tus.head(path).headers
-        assert (headers["Upload-Offset"], headers["Upload-Length"]) == (str(offset), "10")
+        tus.patch(path, at, b"x" * (offset - at))
+        at = offset
+        yield offset, tus.head(path)
+
+
+def test_item_012_head_tells_the_offset(tus: Tus) -> None:
+    """HEAD tells the offset from the start, on the way, and at the end."""
+    for offset, answer in on_the_way(tus):
+        assert answer.headers.getall("Upload-Offset") == [str(offset)]
+
+
+def test_item_013_head_tells_the_length(tus: Tus) -> None:
+    """HEAD tells the length from the start, on the way, and at the end."""
+    for _, answer in on_the_way(tus):
+        assert answer.headers.getall("Upload-Length") == ["10"]
 
 
 STRANGE_IDS = [
@@ -240,10 +263,15 @@ def test_item_014_unknown_upload_has_no_offset(tus: Tus) -> None:
     assert "Upload-Offset" not in answer.headers
 
 
-def test_items_015_016_head_is_200_and_not_stored(tus: Tus) -> None:
-    """HEAD succeeds with 200, and no cache may keep any of its answers."""
+def test_item_015_head_is_200(tus: Tus) -> None:
+    """HEAD succeeds with 200, as some clients want it exactly."""
+    assert [answer.status for _, answer in on_the_way(tus)] == [200, 200, 200]
+
+
+def test_item_016_head_is_not_stored(tus: Tus) -> None:
+    """No cache may keep any answer to HEAD: the next one would be outdated."""
     path = tus.create(5)
-    assert tus.head(path).status == 200
+    assert tus.head(path).headers["Cache-Control"] == "no-store"
     tus.patch(path, 0, b"hello")
     for target in (path, unknown()):
         assert tus.head(target).headers["Cache-Control"] == "no-store"
@@ -301,8 +329,18 @@ def test_item_020_type_in_other_words(tus: Tus, declared: str) -> None:
     assert tus.patch(path, 0, b"hello", {"Content-Type": declared}).status == 204
 
 
+def test_item_021_patch_goes_on_at_the_end(ingest: Ingest) -> None:
+    """Of many offsets, only the one where the upload ends is taken."""
+    tus = ingest.tus
+    path = tus.create(6)
+    tus.patch(path, 0, b"abc")
+    taken = [tus.patch(path, offset, b"x").status for offset in (2, 4, 3, 3)]
+    assert taken == [409, 409, 204, 409]
+    assert blob(ingest.data_dir, path) == b"abcx"
+
+
 @pytest.mark.parametrize("offset", [0, 1, 299, 301, 600, 10**17])
-def test_items_021_022_wrong_offset_changes_nothing(ingest: Ingest, offset: int) -> None:
+def test_item_022_wrong_offset_changes_nothing(ingest: Ingest, offset: int) -> None:
     """A PATCH at any other offset than the upload's gets 409, and changes nothing."""
     tus = ingest.tus
     path = tus.create(600)
@@ -454,13 +492,69 @@ def test_item_033_compressed_bodies_are_refused(tus: Tus, coding: str) -> None:
     assert tus.offset(path) == 0
 
 
-@pytest.mark.parametrize("headers", [{}, TUS, {"Tus-Resumable": "9.9.9"}])
 @pytest.mark.parametrize("target", [COLLECTION, unknown()])
-def test_items_034_035_options(tus: Tus, target: str, headers: dict[str, str]) -> None:
-    """OPTIONS is answered in any version, or none, for the collection and for uploads."""
-    answer = tus.ask("OPTIONS", target, headers)
+def test_item_034_options_tells_what_is_supported(tus: Tus, target: str) -> None:
+    """OPTIONS tells versions, extensions and limits, of the collection and of uploads."""
+    answer = tus.ask("OPTIONS", target, {})
+    assert (answer.status, answer.body) == (204, b"")
+    assert {"Tus-Version", "Tus-Extension", "Tus-Max-Size"} <= set(answer.headers)
+
+
+@pytest.mark.parametrize("version", ["1.0.0", "9.9.9", "x", ""])
+@pytest.mark.parametrize("target", [COLLECTION, unknown()])
+def test_item_035_options_heeds_no_version(tus: Tus, target: str, version: str) -> None:
+    """A client that names a version that is not spoken could never learn which one is."""
+    answer = tus.ask("OPTIONS", target, {"Tus-Resumable": version})
     assert answer.status == 204
     assert answer.headers["Tus-Version"] == "1.0.0"
+
+
+def test_item_036_options_needs_no_credentials(guarded: Tus) -> None:
+    """A page, whose preflight has no credentials, could not learn what is supported."""
+    override = {"X-HTTP-Method-Override": "OPTIONS"}
+    for target in (COLLECTION, unknown()):
+        for answer in (
+            guarded.ask("OPTIONS", target, {}),
+            guarded.ask("POST", target, override),
+        ):
+            assert answer.status == 204
+            assert "Tus-Extension" in answer.headers
+
+
+@pytest.fixture(scope="module")
+def guarded(ingest: Ingest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tus]:
+    """A client without credentials of a process that wants them."""
+    folder = tmp_path_factory.mktemp("guarded")
+    env = {
+        "REDIS_URL": ingest.redis.url,
+        "DATA_DIR": str(folder / "data"),
+        "AUTH_MODE": "required",
+        "AUTH_JWT_SECRET": "a secret of more than thirty-two bytes",
+    }
+    service = ServiceProcess("ingest", env, folder / "log")
+    with running(service):
+        yield Tus(service.port)
+
+
+def test_item_010_override_decides_about_credentials(guarded: Tus) -> None:
+    """A real method of OPTIONS would let anybody in, under another name."""
+    for method in ("POST", "PATCH", "HEAD", "DELETE", "GET"):
+        told = {**CHUNK, "Upload-Offset": "0", "X-HTTP-Method-Override": method}
+        for target in (COLLECTION, unknown()):
+            assert guarded.ask("OPTIONS", target, told, b"").status in {401, 405}
+
+
+@pytest.mark.parametrize("credentials", [{}, {"Authorization": "Bearer nonsense"}])
+def test_item_004_version_where_credentials_are_missing(
+    guarded: Tus, credentials: dict[str, str]
+) -> None:
+    """A client would take the refusal of a middleware for that of some other server."""
+    for method, target in (("POST", COLLECTION), ("PATCH", unknown()), ("DELETE", unknown())):
+        answer = guarded.ask(method, target, {**CHUNK, **credentials, "Upload-Offset": "0"})
+        assert (answer.status, answer.headers["Tus-Resumable"]) == (401, "1.0.0")
+        assert answer.headers["WWW-Authenticate"].startswith("Bearer")
+        assert answer.headers["Content-Type"].startswith("text/plain")
+        assert answer.body.count(b"\n") == 1
 
 
 def test_item_037_parallel_patches_never_mix(ingest: Ingest) -> None:
@@ -528,6 +622,35 @@ def late_bytes_go_nowhere(old: Connection) -> None:
             old.send(b"late" * 10_000)
         old.read()
         old.read()
+
+
+def test_item_039_bytes_that_come_keep_it_alive(start_ingest: Starter) -> None:
+    """An upload would expire while its client sends, or after it, by its age alone."""
+    ingest = start_ingest(UPLOAD_SESSION_TIMEOUT_HOURS="0.0004")
+    tus = ingest.tus
+    path, begun = tus.create(1000), time.monotonic()
+    with tus.begin_patch(path, 0, 1000) as running:
+        while time.monotonic() - begun < 2.5:
+            running.send(b"x" * 10)
+            time.sleep(0.1)
+        offset = tus.offset(path)
+    assert offset > 200
+    assert tus.patch(path, offset, b"y" * (1000 - offset)).status == 204
+    completed_once(ingest.redis, path)
+
+
+def test_item_041_acknowledged_bytes_survive(mortal: Ingest) -> None:
+    """An offset that PATCH or HEAD has told would be less after kill -9, or other bytes."""
+    tus, content = mortal.tus, os.urandom(600_000)
+    path, acknowledged = tus.create(len(content)), 0
+    for end in (100_000, 250_000, 600_000):
+        answer = tus.patch(path, acknowledged, content[acknowledged:end])
+        assert answer.headers["Upload-Offset"] == str(end)
+        mortal.service.kill()
+        mortal.service.start()
+        acknowledged = tus.offset(path)
+        assert acknowledged == end
+        assert blob(mortal.data_dir, path) == content[:end]
 
 
 def test_item_040_reconnect_while_the_old_request_hangs(ingest: Ingest) -> None:

@@ -25,6 +25,7 @@ from tests.ingest.evidence import (
     sidecar,
     snapshot,
 )
+from tests.ingest.system_calls import injecting
 from tests.ingest.tus_client import CHUNK, TUS, Tus, id_of, metadata, path_of, unknown
 from tests.ingest.wire import Answer
 from tests.processes import wait_until
@@ -55,11 +56,19 @@ def joined(tus: Tus, path: str) -> None:
     wait_until(lambda: tus.ask("GET", path, {}).status == 307, "the parts are joined")
 
 
-@pytest.mark.parametrize("name", ["concatenation", "concatenation-unfinished"])
-def test_items_089_094_extension_is_listed(tus: Tus, name: str) -> None:
+def extensions(tus: Tus) -> list[str]:
+    """Return what is announced."""
+    return tus.ask("OPTIONS", COLLECTION, {}).headers["Tus-Extension"].split(",")
+
+
+def test_item_089_concatenation_is_listed(tus: Tus) -> None:
     """Clients would not send in parallel what could be joined."""
-    announced = tus.ask("OPTIONS", COLLECTION, {}).headers["Tus-Extension"].split(",")
-    assert announced.count(name) == 1
+    assert extensions(tus).count("concatenation") == 1
+
+
+def test_item_094_unfinished_is_listed(tus: Tus) -> None:
+    """Clients would wait for their parts before they ask for the whole."""
+    assert extensions(tus).count("concatenation-unfinished") == 1
 
 
 def test_item_090_partial_uploads_are_no_files(ingest: Ingest) -> None:
@@ -449,3 +458,29 @@ def test_item_102_delete_before_the_join(ingest: Ingest) -> None:
     assert tus.head(path).status == 404
     assert tus.ask("GET", path, TUS).status == 404
     no_file_is_left(ingest.data_dir, path)
+
+
+def test_item_102_slow_join(mortal: Ingest) -> None:
+    """A client would wait, until it gives up, for a join that takes long."""
+    tus = mortal.tus
+    first = part(tus, b"hello")
+    file = mortal.data_dir / "blobs" / id_of(first)[:2] / id_of(first)
+    with injecting(mortal.service.pid, "copy_file_range", file, "delay_enter=7s"):
+        started = time.monotonic()
+        path = path_of(join(tus, first))
+        assert 4 < time.monotonic() - started < 6.5
+        assert "Upload-Offset" not in tus.head(path).headers
+        joined(tus, path)
+    assert tus.offset(path) == 5
+
+
+def test_item_102_join_is_refused_by_the_disk(mortal: Ingest) -> None:
+    """A client would be told of a file that the disk has no room for."""
+    tus = mortal.tus
+    first = part(tus, b"hello")
+    before = snapshot(mortal.data_dir)
+    file = mortal.data_dir / "blobs" / id_of(first)[:2] / id_of(first)
+    with injecting(mortal.service.pid, "copy_file_range", file, "error=ENOSPC"):
+        assert join(tus, first).status == 507
+    assert snapshot(mortal.data_dir) == before
+    assert tus.offset(path_of(join(tus, first))) == 5

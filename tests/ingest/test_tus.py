@@ -395,9 +395,7 @@ def test_extensions_are_those_that_work() -> None:
     """What is not implemented is not announced."""
     names = tus.EXTENSIONS.split(",")
     assert sorted(names) == [
-        "creation",
-        "creation-defer-length",
-        "creation-with-upload",
-        "expiration",
-        "termination",
+        *("checksum", "concatenation", "concatenation-unfinished"),
+        *("creation", "creation-defer-length", "creation-with-upload"),
+        *("expiration", "termination"),
     ]
