@@ -33,12 +33,6 @@ from tests.processes import wait_until
 PARTIAL: Final = {"Upload-Concat": "partial"}
 
 
-@pytest.fixture
-def tus(ingest: Ingest) -> Tus:
-    """A client of the shared process."""
-    return ingest.tus
-
-
 def part(tus: Tus, content: bytes, received: int | None = None) -> str:
     """Open a partial upload and send it, or so many bytes of it; return its path."""
     path = tus.create(len(content), PARTIAL)
@@ -56,19 +50,14 @@ def joined(tus: Tus, path: str) -> None:
     wait_until(lambda: tus.ask("GET", path, {}).status == 307, "the parts are joined")
 
 
-def extensions(tus: Tus) -> list[str]:
-    """Return what is announced."""
-    return tus.ask("OPTIONS", COLLECTION, {}).headers["Tus-Extension"].split(",")
-
-
 def test_item_089_concatenation_is_listed(tus: Tus) -> None:
     """Clients would not send in parallel what could be joined."""
-    assert extensions(tus).count("concatenation") == 1
+    assert tus.extensions().count("concatenation") == 1
 
 
 def test_item_094_unfinished_is_listed(tus: Tus) -> None:
     """Clients would wait for their parts before they ask for the whole."""
-    assert extensions(tus).count("concatenation-unfinished") == 1
+    assert tus.extensions().count("concatenation-unfinished") == 1
 
 
 def test_item_090_partial_uploads_are_no_files(ingest: Ingest) -> None:
