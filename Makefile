@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 NODE := $(shell command -v npm 2>/dev/null)
 
-.PHONY: run test test-slow lint fmt bench setup setup-system docs lock clean
+.PHONY: run test test-slow lint fmt bench setup setup-system docs conformance lock clean
 
 run: .venv/run.stamp
 	@$(BIN)/python -m services
@@ -34,6 +34,10 @@ bench: .venv/dev.stamp
 
 docs: .venv/dev.stamp
 	$(BIN)/python -m docs.generate
+
+# docs/conformance.md, from the tests that have the number of a protocol's item in their names.
+conformance: setup
+	$(BIN)/python -m pytest -q -p tests.ingest.conformance -k test_item_ tests
 
 # Debian/Ubuntu packages that tests use beyond Python: a second Redis, Node.js, strace.
 setup-system:

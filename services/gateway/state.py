@@ -153,7 +153,7 @@ def fold(state: ProgressState | None, event: LifecycleEvent) -> ProgressState | 
     before = state.bytes_uploaded if state is not None else 0
     size = state.total_bytes if state is not None and facts.size is None else facts.size
     status = _STATUS.get(change) or _kept_status(state, change)
-    done = status == "completed"
+    done = status == "completed" and not facts.partial
     error_code, error_message = _error(state, event, status)
     return ProgressState(
         session_id=event.upload_id,

@@ -50,6 +50,9 @@ JOINS: Final = web.AppKey("joins", Joins)
 LOCATIONS: Final = web.AppKey("locations", Locations)
 SETTINGS: Final = web.AppKey("ingest_settings", Settings)
 
+_UNREAD: Final = {408, *range(413, 460), *range(500, 600)}
+"""Statuses of refusals that come before the body is read to its end."""
+
 TusHandler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -89,7 +92,7 @@ def _refusal(error: ApiError) -> web.Response:
         text=error.message + "\n",
         headers=headers,
     )
-    if error.status >= 413 or error.status == 408:
+    if error.status in _UNREAD:
         response.force_close()  # the rest of the body is not wanted
     return response
 

@@ -70,6 +70,12 @@ def ingest(bus: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     assert tracebacks(one.service) == []
 
 
+@pytest.fixture
+def tus(ingest: Ingest) -> Tus:
+    """A client of the shared process."""
+    return ingest.tus
+
+
 @pytest.fixture(scope="module")
 def mortal(bus: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ingest]:
     """An ingest process that tests may kill, if they start it again."""

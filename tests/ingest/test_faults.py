@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from tests.ingest.evidence import (
     sidecar,
     tracebacks,
 )
+from tests.ingest.system_calls import injecting
 from tests.ingest.tus_client import CHUNK, Tus, id_of, wait_for_offset
 from tests.ingest.wire import Connection, Cut
 from tests.processes import RedisServer, running, wait_until
@@ -68,38 +69,6 @@ def test_killed_in_the_middle_of_a_patch(mortal: Ingest) -> None:
     assert tus.patch(path, offset, content[offset:]).status == 204
     assert blob(mortal.data_dir, path) == content
     completed_once(mortal.redis, path)
-
-
-@contextmanager
-def injecting(pid: int, call: str, path: Path, effect: str) -> Iterator[None]:
-    """Have the first system call of a kind on a file fail, or be the last one.
-
-    Args:
-        pid: Of the process.
-        call: How the system call's name begins.
-        path: Of the file.
-        effect: As strace names it: ``signal=SIGKILL`` comes before the call is made.
-
-    """
-    tracer = subprocess.Popen(
-        [
-            *("strace", "-f", "-qq", "-o", "/dev/null", "-p", str(pid), "-P", str(path)),
-            *("-e", f"trace=/^{call}", "-e", f"inject=/^{call}:{effect}:when=1"),
-        ],
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        wait_until(lambda: is_traced(pid), "the process is traced")
-        yield
-    finally:
-        tracer.kill()  # strace is deaf to SIGTERM while its process ends
-        tracer.wait()
-
-
-def is_traced(pid: int) -> bool:
-    """Tell whether all threads of a process are traced."""
-    statuses = [task / "status" for task in Path(f"/proc/{pid}/task").iterdir()]
-    return all("TracerPid:\t0\n" not in status.read_text() for status in statuses)
 
 
 STEPS: dict[str, tuple[str, Callable[[Path, str], Path]]] = {

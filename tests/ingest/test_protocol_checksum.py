@@ -37,12 +37,6 @@ def said(body: bytes, algorithm: str = "sha1") -> dict[str, str]:
     return {"Upload-Checksum": f"{algorithm} {value}"}
 
 
-@pytest.fixture
-def tus(ingest: Ingest) -> Tus:
-    """A client of the shared process."""
-    return ingest.tus
-
-
 def test_item_077_algorithms_are_told(tus: Tus) -> None:
     """A client could not know which algorithms it may use."""
     headers = tus.ask("OPTIONS", COLLECTION, {}).headers

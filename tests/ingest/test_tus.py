@@ -15,8 +15,11 @@ from multidict import CIMultiDict
 from services.ingest import tus
 from services.ingest.creation import Creation
 from services.ingest.errors import OffsetMismatch, UnsupportedMediaType, VersionUnsupported
+from services.ingest.location import COLLECTION
 from shared.errors import ApiError, InvalidRequest, PayloadTooLarge
+from shared.sidecar import new_id
 
+FINAL = f"final;{COLLECTION}/{new_id()}"
 NO_NUMBER = [
     *("", " ", "-1", "-0", "+5", "1.5", "1.0", "1e9", "0x10", "abc", "0,0", "0, 0", "5_0"),
     *(
@@ -392,9 +395,7 @@ def test_extensions_are_those_that_work() -> None:
     """What is not implemented is not announced."""
     names = tus.EXTENSIONS.split(",")
     assert sorted(names) == [
-        "creation",
-        "creation-defer-length",
-        "creation-with-upload",
-        "expiration",
-        "termination",
+        *("checksum", "concatenation", "concatenation-unfinished"),
+        *("creation", "creation-defer-length", "creation-with-upload"),
+        *("expiration", "termination"),
     ]

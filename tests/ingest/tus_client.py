@@ -16,6 +16,7 @@ __all__ = [
     "CHUNK",
     "TUS",
     "Tus",
+    "created",
     "id_of",
     "metadata",
     "path_of",
@@ -63,9 +64,11 @@ class Tus:
         size = {"Upload-Defer-Length": "1"}
         if length is not None:
             size = {"Upload-Length": str(length)}
-        answer = self.post({**size, **headers}, body)
-        assert answer.status == 201, answer
-        return path_of(answer)
+        return created(self.post({**size, **headers}, body))
+
+    def extensions(self) -> list[str]:
+        """Return the extensions that are announced."""
+        return self.ask("OPTIONS", COLLECTION, {}).headers["Tus-Extension"].split(",")
 
     def head(self, path: str) -> Answer:
         """HEAD an upload."""
@@ -129,6 +132,12 @@ def wait_for_offset(tus: Tus, path: str, offset: int) -> None:
         return int(answer.headers["Upload-Offset"]) >= offset
 
     wait_until(there, f"{offset} bytes are there", limit_s=20)
+
+
+def created(answer: Answer) -> str:
+    """Return the path of the upload that was created."""
+    assert answer.status == 201, answer
+    return path_of(answer)
 
 
 def path_of(answer: Answer) -> str:

@@ -1,0 +1,475 @@
+"""The concatenation extension of tus 1.0.0 over real sockets, item by item."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from services.ingest.location import COLLECTION
+from shared.events import LifecycleEvent, UploadCompleted, UploadFailed
+from shared.sidecar import new_id
+from tests.ingest.conftest import LARGEST, Ingest, Starter
+from tests.ingest.evidence import (
+    blob,
+    completed_once,
+    lifecycle,
+    no_file_is_left,
+    sidecar,
+    snapshot,
+)
+from tests.ingest.system_calls import injecting
+from tests.ingest.tus_client import CHUNK, TUS, Tus, id_of, metadata, path_of, unknown
+from tests.ingest.wire import Answer
+from tests.processes import wait_until
+
+PARTIAL: Final = {"Upload-Concat": "partial"}
+
+
+def part(tus: Tus, content: bytes, received: int | None = None) -> str:
+    """Open a partial upload and send it, or so many bytes of it; return its path."""
+    path = tus.create(len(content), PARTIAL)
+    tus.patch(path, 0, content[:received])
+    return path
+
+
+def join(tus: Tus, *urls: str, **headers: str) -> Answer:
+    """Ask for a final upload."""
+    return tus.post({"Upload-Concat": f"final;{' '.join(urls)}", **headers})
+
+
+def joined(tus: Tus, path: str) -> None:
+    """Wait until a final upload has its bytes, without asking for it as HEAD does."""
+    wait_until(lambda: tus.ask("GET", path, {}).status == 307, "the parts are joined")
+
+
+def test_item_089_concatenation_is_listed(tus: Tus) -> None:
+    """Clients would not send in parallel what could be joined."""
+    assert tus.extensions().count("concatenation") == 1
+
+
+def test_item_094_unfinished_is_listed(tus: Tus) -> None:
+    """Clients would wait for their parts before they ask for the whole."""
+    assert tus.extensions().count("concatenation-unfinished") == 1
+
+
+def test_item_090_partial_uploads_are_no_files(ingest: Ingest) -> None:
+    """A piece would be announced, or offered for download, as if it were a file."""
+    tus = ingest.tus
+    path = part(tus, b"hello")
+    answer = tus.ask("GET", path, {})
+    assert (answer.status, answer.headers["Upload-Offset"]) == (204, "5")
+    assert "Location" not in answer.headers
+    completed_once(ingest.redis, path)
+    assert all(event.upload.partial for event in lifecycle(ingest.redis.url, path))
+    assert not completions(ingest, path)[0].redirect_url
+
+
+def completions(ingest: Ingest, *paths: str) -> list[UploadCompleted]:
+    """Return the events that tell of a completion."""
+    found = [event for path in paths for event in lifecycle(ingest.redis.url, path)]
+    return [event for event in found if isinstance(event, UploadCompleted)]
+
+
+def test_item_090_partial_uploads_need_a_length(ingest: Ingest) -> None:
+    """A piece would have another way to its length than an upload."""
+    before = snapshot(ingest.data_dir)
+    assert ingest.tus.post(PARTIAL).status == 400
+    assert snapshot(ingest.data_dir) == before
+    deferred = ingest.tus.create(None, PARTIAL)
+    assert ingest.tus.patch(deferred, 0, b"hi", {"Upload-Length": "2"}).status == 204
+    assert ingest.tus.post({**PARTIAL, **CHUNK, "Upload-Length": "2"}, b"hi").status == 201
+
+
+def test_item_091_urls_in_every_form(ingest: Ingest) -> None:
+    """A client could not join what it names by path, or by the whole URL it was given."""
+    tus = ingest.tus
+    answers = [tus.post({**PARTIAL, **CHUNK, "Upload-Length": "1"}, b"x") for _ in range(4)]
+    urls = [
+        answers[0].headers["Location"],
+        path_of(answers[1]),
+        f"https://127.0.0.1{path_of(answers[2])}",
+        id_of(path_of(answers[3])),
+    ]
+    path = path_of(join(tus, *urls))
+    assert tus.offset(path) == 4
+    assert sidecar(ingest.data_dir, path).parts == tuple(id_of(path_of(one)) for one in answers)
+
+
+BAD_CONCAT: Final = [
+    *(
+        "",
+        "whole",
+        "Partial",
+        "partial;",
+        "partial;/a",
+        "final",
+        "final;",
+        "final; ",
+        "final /a",
+    ),
+    *("FINAL;/a", "final:/a", "final;\t"),
+]
+
+
+@pytest.mark.parametrize("value", BAD_CONCAT)
+def test_item_091_bad_values_open_nothing(ingest: Ingest, value: str) -> None:
+    """A value that says neither would be taken for the one or the other."""
+    before = snapshot(ingest.data_dir)
+    for length in ({}, {"Upload-Length": "5"}):
+        assert ingest.tus.post({"Upload-Concat": value, **length}).status == 400
+    assert snapshot(ingest.data_dir) == before
+
+
+def test_item_091_given_once(ingest: Ingest) -> None:
+    """Of two statements one would go unheeded."""
+    path = part(ingest.tus, b"hello")
+    both = {"Upload-Concat": "partial", "upload-concat": f"final;{path}"}
+    before = snapshot(ingest.data_dir)
+    assert ingest.tus.post(both).status == 400
+    assert snapshot(ingest.data_dir) == before
+
+
+def test_item_092_order_and_length(ingest: Ingest) -> None:
+    """The parts would be joined in another order than they are listed in."""
+    tus, a, b = ingest.tus, os.urandom(100_000), os.urandom(70_001)
+    first, second = part(tus, a), part(tus, b)
+    for paths, content in {
+        (first, second): a + b,
+        (second, first): b + a,
+        (first, first): a + a,
+        (second,): b,
+    }.items():
+        path = path_of(join(tus, *paths))
+        assert blob(ingest.data_dir, path) == content
+        head = tus.head(path).headers
+        assert head["Upload-Length"] == head["Upload-Offset"] == str(len(content))
+        completed_once(ingest.redis, path)
+
+
+def test_item_092_empty_parts(ingest: Ingest) -> None:
+    """A part without bytes would keep the others from being joined."""
+    tus = ingest.tus
+    empty = tus.create(0, PARTIAL)
+    path = path_of(join(tus, empty, part(tus, b"hi"), empty))
+    assert blob(ingest.data_dir, path) == b"hi"
+    nothing = path_of(join(tus, empty))
+    assert tus.head(nothing).headers["Upload-Offset"] == "0"
+    completed_once(ingest.redis, nothing)
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "status"),
+    [
+        ({"Upload-Length": "5"}, b"", 400),
+        ({"Upload-Length": "6"}, b"", 400),
+        ({"Upload-Defer-Length": "1"}, b"", 400),
+        ({}, b"hello", 403),
+        ({"Content-Type": CHUNK["Content-Type"]}, b"hello", 403),
+    ],
+)
+def test_item_093_no_length_and_no_body(
+    ingest: Ingest, headers: dict[str, str], body: bytes, status: int
+) -> None:
+    """A final upload would get a length or bytes besides those of its parts."""
+    told = {**headers, "Upload-Concat": f"final;{part(ingest.tus, b'hello')}"}
+    before = snapshot(ingest.data_dir)
+    assert ingest.tus.post(told, body).status == status
+    assert snapshot(ingest.data_dir) == before
+
+
+def test_item_094_while_parts_come_in(ingest: Ingest) -> None:
+    """A final upload would have to wait for its parts, or be joined before they are whole."""
+    tus = ingest.tus
+    first, second = part(tus, b"hello"), part(tus, b"world", 2)
+    answer = join(tus, first, second)
+    path = path_of(answer)
+    assert "Upload-Offset" not in tus.head(path).headers
+    assert tus.ask("GET", path, {}).status == 204
+    assert tus.patch(second, 2, b"rld").status == 204
+    joined(tus, path)
+    assert blob(ingest.data_dir, path) == b"helloworld"
+    completed_once(ingest.redis, path)
+
+
+def test_item_094_last_part_in_another_process(pair: tuple[Ingest, Ingest]) -> None:
+    """Parts that end in another process would never be joined."""
+    one, other = pair
+    first, second = part(one.tus, b"hello"), part(other.tus, b"world", 2)
+    path = path_of(join(one.tus, first, second))
+    assert other.tus.patch(second, 2, b"rld").status == 204
+    joined(other.tus, path)
+    assert blob(one.data_dir, path) == b"helloworld"
+    completed_once(one.redis, path)
+
+
+def test_item_094_opener_is_gone(start_ingest: Starter) -> None:
+    """A final upload would be forgotten when the process dies that opened it."""
+    one = start_ingest()
+    other = start_ingest(data_dir=one.data_dir)
+    first = part(one.tus, b"hello", 2)
+    path = path_of(join(one.tus, first, first))
+    one.service.kill()
+    assert other.tus.patch(first, 2, b"llo").status == 204
+    wait_until(lambda: "Upload-Offset" in other.tus.head(path).headers, "HEAD has it joined")
+    assert blob(one.data_dir, path) == b"hellohello"
+    completed_once(one.redis, path, repeats=True)
+
+
+def test_item_094_restart_takes_it_up(mortal: Ingest) -> None:
+    """A join that a crash interrupted would be left half done, or be appended to."""
+    tus = mortal.tus
+    first = part(tus, b"hello", 2)
+    path = path_of(join(tus, first, first))
+    with held(mortal, path) as file:
+        tus.patch(first, 2, b"llo")
+        mortal.service.kill()
+        file.write_bytes(b"hel")  # as if it had died in the middle
+    mortal.service.start()
+    joined(tus, path)
+    assert blob(mortal.data_dir, path) == b"hellohello"
+    completed_once(mortal.redis, path, repeats=True)
+
+
+@contextmanager
+def held(ingest: Ingest, path: str) -> Iterator[Path]:
+    """Keep the right to write to an upload from everybody; yield its file."""
+    upload_id = id_of(path)
+    file = ingest.data_dir / "blobs" / upload_id[:2] / f"{upload_id}.part"
+    with file.open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield file
+
+
+def test_item_095_metadata_is_its_own(ingest: Ingest) -> None:
+    """The file would get the name or the type of one of its parts."""
+    tus = ingest.tus
+    first = tus.create(0, {**PARTIAL, "Upload-Metadata": metadata(filename="part.bin")})
+    own = metadata(filename="whole.mp4", filetype="video/mp4")
+    path = path_of(join(tus, first, **{"Upload-Metadata": own}))
+    assert tus.head(path).headers["Upload-Metadata"] == own
+    assert sidecar(ingest.data_dir, path).facts.filename == "whole.mp4"
+    bare = path_of(join(tus, first))
+    assert "Upload-Metadata" not in tus.head(bare).headers
+    assert sidecar(ingest.data_dir, bare).facts.metadata == {}
+
+
+def test_item_096_parts_are_used_again(ingest: Ingest) -> None:
+    """Joining would take a part away from the next final upload that names it."""
+    tus = ingest.tus
+    first = part(tus, b"hello")
+    paths = [path_of(join(tus, first, first)), path_of(join(tus, first))]
+    assert [blob(ingest.data_dir, path) for path in paths] == [b"hellohello", b"hello"]
+    assert tus.offset(first) == 5
+    tus.delete(first)  # the files do not need it any more
+    assert [blob(ingest.data_dir, path) for path in paths] == [b"hellohello", b"hello"]
+
+
+def test_item_096_complete_parts_expire(start_ingest: Starter) -> None:
+    """Parts that were joined would stay for good, since nobody ever deletes them."""
+    ingest = start_ingest(UPLOAD_SESSION_TIMEOUT_HOURS="0.0006")
+    tus = ingest.tus
+    first = part(tus, b"hello")
+    told = parsedate_to_datetime(tus.head(first).headers["Upload-Expires"]).timestamp()
+    assert told - time.time() < 3
+    path = path_of(join(tus, first))
+    assert "Upload-Expires" not in tus.head(path).headers
+    wait_until(lambda: tus.head(first).status == 410, "the part expires", limit_s=10)
+    assert tus.patch(first, 5).status == 410
+    assert join(tus, first).status == 410
+    assert tus.offset(path) == 5
+
+
+@pytest.mark.parametrize("received", [2, 5])
+def test_item_097_patch_on_a_final(ingest: Ingest, received: int) -> None:
+    """Bytes could be added to what is joined, or is still to be joined."""
+    tus = ingest.tus
+    first = part(tus, b"hello", received)
+    path = path_of(join(tus, first))
+    before = snapshot(ingest.data_dir)
+    for offset in (0, 5):
+        for body in (b"", b"x"):
+            assert tus.patch(path, offset, body).status == 403
+    assert tus.patch(path, 0, b"", {"Upload-Length": "5"}).status == 403
+    assert snapshot(ingest.data_dir) == before
+
+
+def test_item_098_no_offset_before_the_join(ingest: Ingest) -> None:
+    """A client would take an upload that is still to be joined for one to be continued."""
+    tus = ingest.tus
+    first = part(tus, b"hello", 2)
+    path = path_of(join(tus, first))
+    with held(ingest, path):
+        tus.patch(first, 2, b"llo")
+        started = time.monotonic()
+        waiting = tus.head(path)
+        assert time.monotonic() - started < 1
+        assert waiting.status == 200
+        assert "Upload-Offset" not in waiting.headers
+        assert "Upload-Expires" in waiting.headers
+    wait_until(lambda: "Upload-Offset" in tus.head(path).headers, "the parts are joined")
+    after = tus.head(path).headers
+    assert after["Upload-Offset"] == after["Upload-Length"] == "5"
+
+
+def test_item_099_head_of_a_partial(tus: Tus) -> None:
+    """A client could not resume a part."""
+    path = part(tus, b"hello", 2)
+    assert tus.offset(path) == 2
+    tus.patch(path, 2, b"llo")
+    assert tus.offset(path) == 5
+
+
+def test_item_100_head_tells_what_it_is(tus: Tus) -> None:
+    """A client could not tell a part from a file, nor learn a length that is known."""
+    first, second = part(tus, b"hello", 2), part(tus, b"world")
+    head = tus.head(first).headers
+    assert (head["Upload-Concat"], head["Upload-Length"]) == ("partial", "5")
+    value = f"final;http://127.0.0.1{first}  {second}"
+    path = path_of(tus.post({"Upload-Concat": value}))
+    head = tus.head(path).headers
+    assert (head["Upload-Concat"], head["Upload-Length"]) == (value, "10")
+    tus.patch(first, 2, b"llo")
+    joined(tus, path)
+    assert tus.head(path).headers["Upload-Concat"] == value
+    assert "Upload-Concat" not in tus.head(tus.create(5)).headers
+
+
+def test_item_100_length_that_nobody_knows_yet(tus: Tus) -> None:
+    """A final upload of parts without a length would claim one, or that it is deferred."""
+    first = tus.create(None, PARTIAL)
+    path = path_of(join(tus, first))
+    head = tus.head(path).headers
+    assert not {"Upload-Length", "Upload-Defer-Length", "Upload-Offset"} & set(head)
+    tus.patch(first, 0, b"hello", {"Upload-Length": "5"})
+    joined(tus, path)
+    assert tus.head(path).headers["Upload-Length"] == "5"
+
+
+def foreign_urls(path: str) -> list[str]:
+    """Return URLs that are not those of an upload here, though they resemble one."""
+    return [
+        *(
+            "../../etc/passwd",
+            "/etc/passwd",
+            "..%2f..%2fetc%2fpasswd",
+            f"{path}/..",
+            f"{path}/",
+        ),
+        *(f"{COLLECTION}/../uploads/{id_of(path)}", f"{path}?x", f"{path}#x", f"/x{path}"),
+        *(f"http://evil.example{path}", f"//evil.example{path}", f"http://127.0.0.1:1{path}"),
+        *(f"http://127.0.0.1@evil.example{path}", f"ftp://127.0.0.1{path}", f"file://{path}"),
+        *(f"http://[{path}", path.upper(), COLLECTION, "\x80", "x", f"javascript:{path}"),
+    ]
+
+
+def test_item_101_foreign_urls(ingest: Ingest) -> None:
+    """A URL would be read as a path, or fetched, or taken for another upload's."""
+    path = part(ingest.tus, b"hello")
+    before = snapshot(ingest.data_dir)
+    for url in foreign_urls(path):
+        assert join(ingest.tus, path, url).status == 400, url
+    assert snapshot(ingest.data_dir) == before
+
+
+def test_item_101_what_cannot_be_joined(ingest: Ingest) -> None:
+    """What is no part, or is gone, would become part of a file."""
+    tus = ingest.tus
+    first, file, gone = part(tus, b"hello"), tus.create(0), part(tus, b"hi")
+    tus.delete(gone)
+    final = path_of(join(tus, first))
+    no_file_is_left(ingest.data_dir, gone)
+    before = snapshot(ingest.data_dir)
+    for other, status in {unknown(): 404, gone: 404, file: 400, final: 400}.items():
+        assert join(tus, first, other).status == status
+    assert snapshot(ingest.data_dir) == before
+
+
+def test_item_101_too_many(ingest: Ingest) -> None:
+    """A list without an end would be looked up, one upload after the other."""
+    before = snapshot(ingest.data_dir)
+    assert join(ingest.tus, *[f"{COLLECTION}/{new_id()}"] * 10_001).status == 400
+    assert snapshot(ingest.data_dir) == before
+
+
+def test_item_101_part_is_deleted_meanwhile(ingest: Ingest) -> None:
+    """A final upload whose part is gone would wait for ever, or be joined without it."""
+    tus = ingest.tus
+    first, second = part(tus, b"hello"), part(tus, b"world", 2)
+    path = path_of(join(tus, first, second))
+    tus.delete(first)
+    tus.patch(second, 2, b"rld")
+    wait_until(lambda: tus.head(path).status == 404, "the final upload has failed")
+
+    def last() -> LifecycleEvent:
+        return lifecycle(ingest.redis.url, path)[-1]
+
+    wait_until(lambda: isinstance(last(), UploadFailed), "the failure is told")
+    failure = last()
+    assert isinstance(failure, UploadFailed)
+    assert failure.error_code == "PART_MISSING"
+
+
+def test_item_102_too_large(ingest: Ingest) -> None:
+    """Parts that are small enough would be joined to more than an upload may have."""
+    tus = ingest.tus
+    half = tus.create(LARGEST // 2 + 1, PARTIAL)
+    before = snapshot(ingest.data_dir)
+    answer = join(tus, half, half)
+    assert (answer.status, answer.headers["Tus-Max-Size"]) == (413, str(LARGEST))
+    assert snapshot(ingest.data_dir) == before
+
+
+def test_item_102_found_to_be_too_large(start_ingest: Starter) -> None:
+    """Parts whose length comes later would be joined to more than an upload may have."""
+    ingest = start_ingest(UPLOAD_MAX_FILE_SIZE="1000")
+    tus = ingest.tus
+    first = tus.create(None, PARTIAL)
+    path = path_of(join(tus, first, first))
+    tus.patch(first, 0, b"x" * 501, {"Upload-Length": "501"})
+    wait_until(lambda: tus.head(path).status == 404, "the final upload has failed")
+
+
+def test_item_102_delete_before_the_join(ingest: Ingest) -> None:
+    """A final upload that was given up would be joined all the same."""
+    tus = ingest.tus
+    first = part(tus, b"hello", 2)
+    path = path_of(join(tus, first))
+    assert tus.delete(path).status == 204
+    tus.patch(first, 2, b"llo")
+    assert tus.head(path).status == 404
+    assert tus.ask("GET", path, TUS).status == 404
+    no_file_is_left(ingest.data_dir, path)
+
+
+def test_item_102_slow_join(mortal: Ingest) -> None:
+    """A client would wait, until it gives up, for a join that takes long."""
+    tus = mortal.tus
+    first = part(tus, b"hello")
+    file = mortal.data_dir / "blobs" / id_of(first)[:2] / id_of(first)
+    with injecting(mortal.service.pid, "copy_file_range", file, "delay_enter=7s"):
+        started = time.monotonic()
+        path = path_of(join(tus, first))
+        assert 4 < time.monotonic() - started < 6.5
+        assert "Upload-Offset" not in tus.head(path).headers
+        joined(tus, path)
+    assert tus.offset(path) == 5
+
+
+def test_item_102_join_is_refused_by_the_disk(mortal: Ingest) -> None:
+    """A client would be told of a file that the disk has no room for."""
+    tus = mortal.tus
+    first = part(tus, b"hello")
+    before = snapshot(mortal.data_dir)
+    file = mortal.data_dir / "blobs" / id_of(first)[:2] / id_of(first)
+    with injecting(mortal.service.pid, "copy_file_range", file, "error=ENOSPC"):
+        assert join(tus, first).status == 507
+    assert snapshot(mortal.data_dir) == before
+    assert tus.offset(path_of(join(tus, first))) == 5
