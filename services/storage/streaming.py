@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Final, NamedTuple
 
 import structlog
 from aiohttp import web
-from aiohttp.abc import AbstractStreamWriter
 
 from services.storage.sendfile import (
     LEAST_PROGRESS_BYTES,
@@ -50,16 +49,16 @@ class Pieces:
         has stalled, or that the store has failed, which is logged; the connection is already
         aborted then, so that the client cannot take what it has for the whole.
         """
-        transport, writer = request.transport, await response.prepare(request)
-        if transport is None or writer is None or transport.is_closing():
+        transport = request.transport
+        if transport is None or transport.is_closing():
             return 0
         sent = 0
         low, high = transport.get_write_buffer_limits()
         # With a limit of zero a write waits until the socket has taken all of it.
         transport.set_write_buffer_limits(high=0)
         with duplicate(transport) as sock:
-            client = _Client(transport, sock, writer, stall_timeout_s)
-            with suppress(ConnectionError, _Stalled):
+            client = _Client(transport, sock, stall_timeout_s)
+            with suppress(ConnectionError):
                 while sent < length and self._next:
                     await client.take(response, self._next)
                     sent += len(self._next)
@@ -94,36 +93,35 @@ async def opened(pieces: AsyncIterator[bytes]) -> AsyncGenerator[Pieces]:
             await pieces.aclose()
 
 
-class _Stalled(Exception):
-    """The client takes no bytes."""
-
-
 class _Client(NamedTuple):
     transport: asyncio.Transport
     sock: socket.socket
-    writer: AbstractStreamWriter
     stall_timeout_s: float
 
     async def take(self, response: web.StreamResponse, piece: bytes) -> None:
         """Write a piece and wait until the socket has taken it.
 
         Raises:
-            _Stalled: The client took less than 4 KiB within the time. What it has
-                acknowledged counts, where the system tells.
-            ConnectionError: It has gone.
+            ConnectionError: It has gone, or it took less than 4 KiB within the time and was
+                cut. What it has acknowledged counts, where the system tells.
 
         """
         left = self._outstanding() + len(piece)
-        waiting: Awaitable[None] = response.write(piece)  # handed over at once, then waits
-        while True:
-            try:
-                async with asyncio.timeout(self.stall_timeout_s):
-                    return await waiting
-            except TimeoutError:
+        # A task: aiohttp's wait for the socket does not survive being cancelled.
+        writing = asyncio.ensure_future(response.write(piece))
+        try:
+            while not (await asyncio.wait([writing], timeout=self.stall_timeout_s))[0]:
                 before, left = left, self._outstanding()
                 if before - left < LEAST_PROGRESS_BYTES:
-                    raise _Stalled from None
-                waiting = self.writer.drain()
+                    break
+        finally:
+            if not writing.done():
+                abort(self.transport, self.sock)  # which ends the wait
+                with suppress(ConnectionError):
+                    await writing
+        writing.result()
+        if self.transport.is_closing():  # the wait may end without an error then
+            raise ConnectionResetError
 
     def _outstanding(self) -> int:
         """Return how many bytes wait, here and in the kernel, to be acknowledged."""
