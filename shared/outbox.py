@@ -10,6 +10,7 @@ outboxes of all live and recent uploads again. Readers drop what they have by ``
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 import uuid
 from collections import Counter
@@ -24,6 +25,7 @@ from shared.blobs.store import BlobStore, Due, UploadNotFound
 from shared.events import FileDeleted, LifecycleEvent, UploadCancelled, UploadExpired
 from shared.lifecycle import TaskSet
 from shared.publisher import Publisher
+from shared.redis_lock import RedisLock
 from shared.sidecar import Sidecar, SidecarDamaged
 from shared.streams import REDIS_FAILURES, pipelined
 
@@ -34,7 +36,7 @@ log = structlog.stdlib.get_logger(__name__)
 _EPOCH_KEY: Final = "ingest:epoch"
 _EPOCH_NOTE: Final = "epoch"
 _REPUBLISH_LOCK: Final = "ingest:epoch:lock"
-_REPUBLISH_LOCK_MS: Final = 60_000
+_REPUBLISH_LOCK_S: Final = 60.0
 _EPOCH_CHECK_S: Final = 1.0
 _PUBLISHING_S: Final = 0.05
 _SWEEP_S: Final = 15.0
@@ -73,6 +75,8 @@ class Outbox:
         """Handed over, and its marker not removed yet. An outage must not fill the queue with
         repeats, nor a quick upload have each event published twice."""
         self._tasks: Final = TaskSet("outbox")
+        self._checking: Final = asyncio.Lock()
+        self._lock: Final = RedisLock(redis, _REPUBLISH_LOCK, ttl_s=_REPUBLISH_LOCK_S)
 
     def announce(self, sidecar: Sidecar, due: Iterable[Due]) -> None:
         """Publish the events of ``sidecar`` that are due, oldest first; returns at once.
@@ -160,17 +164,24 @@ class Outbox:
         epoch = await self._epoch()
         if epoch == await self._store.note(_EPOCH_NOTE):
             return False
-        lock = await self._redis.set(_REPUBLISH_LOCK, epoch, nx=True, px=_REPUBLISH_LOCK_MS)
-        if not lock:  # another process is at it; if it dies, the lock runs out
-            return False
+        async with self._checking:
+            if not await self._lock.take():  # another process is at it; or died just now
+                return False
+            try:
+                return await self._serve_epoch(epoch)
+            finally:
+                # If Redis is away now, it is we who can take the lock when it is back.
+                with contextlib.suppress(*REDIS_FAILURES):
+                    await self._lock.drop()
+
+    async def _serve_epoch(self, epoch: str) -> bool:
         # Whoever had the lock before may have done it since we looked.
-        is_new = epoch != await self._store.note(_EPOCH_NOTE)
-        if is_new:
-            count = await self._publish_again()
-            await self._store.write_note(_EPOCH_NOTE, epoch)
-            log.info("outboxes_published_again", uploads=count, epoch=epoch)
-        await self._redis.delete(_REPUBLISH_LOCK)
-        return is_new
+        if epoch == await self._store.note(_EPOCH_NOTE):
+            return False
+        count = await self._publish_again()
+        await self._store.write_note(_EPOCH_NOTE, epoch)
+        log.info("outboxes_published_again", uploads=count, epoch=epoch)
+        return True
 
     async def _publish_again(self) -> int:
         """Publish the outboxes of live and recent uploads; return when all is written.
@@ -192,7 +203,7 @@ class Outbox:
 
     async def _wait_for_publisher(self) -> None:
         await asyncio.sleep(_PUBLISHING_S)
-        await self._redis.pexpire(_REPUBLISH_LOCK, _REPUBLISH_LOCK_MS)
+        await self._lock.take()
 
     async def _epoch(self) -> str:
         await self._redis.set(_EPOCH_KEY, uuid.uuid4().hex, nx=True)

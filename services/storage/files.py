@@ -19,10 +19,17 @@ from shared.outbox import Outbox
 from shared.sidecar import is_upload_id
 from shared.times import now_ms
 
-__all__ = ["FileDamaged", "Files"]
+__all__ = ["FileDamaged", "Files", "Quarantined"]
 
-_ACQUIRE_S: Final = 5.0
+_ACQUIRE_S: Final = 10.0
+"""Longer than the lease of a process that was killed goes on."""
 _RETRY_S: Final = 0.05
+
+
+class Quarantined(Conflict):
+    """A scan is due, and must clear the file before anybody gets it. Retry later."""
+
+    error_code = "FILE_QUARANTINED"
 
 
 class FileDamaged(Exception):
@@ -46,7 +53,9 @@ class Files:
         """Return the caller's file.
 
         Raises:
-            NotFound: There is no such file; an unfinished upload is none, nor a part of one.
+            NotFound: There is no such file; an unfinished upload is none, nor is a piece
+                that another upload joins.
+            Quarantined: It must be scanned first.
             Forbidden: It is somebody else's.
             SidecarDamaged: It is there, but whose it is cannot be read.
 
@@ -59,6 +68,8 @@ class Files:
         if not caller.owns(user_id=facts.user_id, tenant=facts.tenant):
             raise Forbidden("This file belongs to somebody else.")
         sidecar = stored.sidecar
+        if sidecar.status == "quarantined":
+            raise Quarantined("This file has not been cleared yet.")
         if sidecar.status != "completed" or sidecar.is_partial or not stored.visible:
             raise _unknown()
         return stored
@@ -127,6 +138,7 @@ class Files:
                     try:
                         return await self._store.acquire(file_id)
                     except UploadBusy:
+                        await self._store.ask_release(file_id)
                         await asyncio.sleep(_RETRY_S)
         except UploadNotFound:  # another one has deleted it first
             raise _unknown() from None

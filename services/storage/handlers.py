@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from functools import wraps
 from typing import Final
@@ -17,8 +16,9 @@ from services.storage.files import FileDamaged, Files
 from services.storage.ranges import Selection, content_range, select
 from services.storage.sendfile import send_file
 from services.storage.settings import Settings
-from shared.blobs.store import Stored
-from shared.errors import ApiError, Unavailable
+from services.storage.streaming import opened
+from shared.blobs.store import LeaseUnavailable, Stored, UploadNotFound
+from shared.errors import ApiError, NotFound, Unavailable
 from shared.identity import principal_of
 from shared.sidecar import SidecarDamaged
 
@@ -54,6 +54,10 @@ def _explains_failures(handler: Handler) -> Handler:
     async def wrapped(request: web.Request) -> web.StreamResponse:
         try:
             return await handler(request)
+        except UploadNotFound:  # it has been deleted just now
+            raise NotFound("There is no such file.") from None
+        except LeaseUnavailable:
+            raise Unavailable("No right to delete can be granted just now.") from None
         except SidecarDamaged as exc:
             log.error("sidecar_damaged", error=str(exc))
             raise ApiError("The record of this file is damaged.") from None
@@ -86,13 +90,11 @@ async def download(request: web.Request) -> web.StreamResponse:
             modified_s=modified_s,
         )
         response = _response(stored, selection, etag=etag, modified_s=modified_s)
-        await response.prepare(request)
-        if request.method == "GET" and selection.length:
-            sent = await _send(request, response, fd, selection)
-            SENT.inc(sent)
-            if sent < selection.length:
-                return response  # the client has gone; the connection is cut
-        await response.write_eof()
+        wanted = selection.length if request.method == "GET" else 0
+        sent = await _send(request, response, fd, selection.start, wanted)
+        SENT.inc(sent)
+        if sent == wanted:  # else the client has gone, or the store; the connection is cut
+            await response.write_eof()
         return response
     finally:
         if fd is not None:
@@ -100,19 +102,19 @@ async def download(request: web.Request) -> web.StreamResponse:
 
 
 async def _send(
-    request: web.Request, response: web.StreamResponse, fd: int | None, selection: Selection
+    request: web.Request, response: web.StreamResponse, fd: int | None, start: int, length: int
 ) -> int:
-    """Send the selected bytes; return how many went out."""
+    """Send the head and so many bytes; return how many bytes went out."""
     stall_s = request.app[SETTINGS].download_stall_timeout
-    start, length = selection.start, selection.length
-    if fd is not None:
-        return await send_file(request, response, fd, start, length, stall_timeout_s=stall_s)
-    sent = 0
-    async for piece in request.app[FILES].read(request.match_info["file_id"], start, length):
-        async with asyncio.timeout(stall_s):
-            await response.write(piece)
-        sent += len(piece)
-    return sent
+    if fd is None and length:
+        source = request.app[FILES].read(request.match_info["file_id"], start, length)
+        async with opened(source) as pieces:
+            await response.prepare(request)
+            return await pieces.send(request, response, length, stall_timeout_s=stall_s)
+    await response.prepare(request)
+    if fd is None or not length:
+        return 0
+    return await send_file(request, response, fd, start, length, stall_timeout_s=stall_s)
 
 
 def _response(

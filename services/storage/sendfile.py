@@ -23,14 +23,14 @@ from typing import Final
 
 from aiohttp import web
 
-__all__ = ["send_file"]
+__all__ = ["LEAST_PROGRESS_BYTES", "abort", "duplicate", "send_file", "unacknowledged_bytes"]
 
 # The loop serves others after each piece, which takes 0.3 ms at the 3 GB/s of loopback. No
 # size from 256 KiB to 4 MiB was measurably faster.
 _PIECE_BYTES: Final = 1 << 20
 # What a client must take within each stall timeout. A window that opens by single bytes would
 # otherwise hold the connection, and its kernel buffer, for as long as its owner likes.
-_LEAST_PROGRESS_BYTES: Final = 4096
+LEAST_PROGRESS_BYTES: Final = 4096
 # Errors of a vanished client that Python has no ConnectionError for.
 _UNREACHABLE: Final = frozenset(
     {
@@ -92,7 +92,7 @@ async def send_file(
     if transport.get_extra_info("sslcontext") is not None:
         raise AssertionError("sendfile would write plain bytes into a TLS connection")
     sent = 0
-    with _duplicate(transport) as sock:
+    with duplicate(transport) as sock:
         try:
             await _flush(request, response, transport, stall_timeout_s)
             while sent < length and not transport.is_closing():
@@ -104,16 +104,16 @@ async def send_file(
                 elif sent < length:
                     await asyncio.sleep(0)
         except OSError as error:  # a TimeoutError is one, too
-            _abort(transport, sock)
+            abort(transport, sock)
             if not _is_clients_end(error):
                 raise
         else:
             if sent < length:
-                _abort(transport, sock)
+                abort(transport, sock)
     return sent
 
 
-def _duplicate(transport: asyncio.Transport) -> socket.socket:
+def duplicate(transport: asyncio.Transport) -> socket.socket:
     """Return a second descriptor of the transport's socket.
 
     Loops refuse ``add_writer()`` for the transport's own descriptor, and this one stays valid
@@ -202,13 +202,13 @@ async def _wait_until_writable(sock: socket.socket, stall_timeout_s: float) -> N
     writable: asyncio.Future[None] = loop.create_future()
     loop.add_writer(sock.fileno(), _wake, writable)
     try:
-        queued = _unacknowledged_bytes(sock)
+        queued = unacknowledged_bytes(sock)
         while True:
             await asyncio.wait([writable], timeout=stall_timeout_s)
             if writable.done():
                 return
-            left = _unacknowledged_bytes(sock)
-            if queued - left < _LEAST_PROGRESS_BYTES:
+            left = unacknowledged_bytes(sock)
+            if queued - left < LEAST_PROGRESS_BYTES:
                 raise TimeoutError("the client takes no bytes")
             queued = left
     finally:
@@ -222,7 +222,7 @@ def _wake(waiter: asyncio.Future[None]) -> None:
         waiter.set_result(None)
 
 
-def _unacknowledged_bytes(sock: socket.socket) -> int:
+def unacknowledged_bytes(sock: socket.socket) -> int:
     """Return how many bytes the kernel holds for the client; 0 where it can't tell (macOS)."""
     try:
         answer = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))
@@ -235,7 +235,7 @@ def _is_clients_end(error: OSError) -> bool:
     return isinstance(error, ConnectionError | TimeoutError) or error.errno in _UNREACHABLE
 
 
-def _abort(transport: asyncio.Transport, sock: socket.socket) -> None:
+def abort(transport: asyncio.Transport, sock: socket.socket) -> None:
     """Reset the connection, so that the kernel drops at once what it still holds to send."""
     with suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

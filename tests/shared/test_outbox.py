@@ -18,7 +18,7 @@ from shared.blobs.store import Due, UploadNotFound
 from shared.outbox import Outbox
 from shared.publisher import Publisher
 from shared.sidecar import Sidecar
-from shared.streams import command, entry_of, event_stream, pipelined
+from shared.streams import REDIS_FAILURES, command, entry_of, event_stream, pipelined
 from tests.shared.conftest import ConnectTo, StartRedis
 from tests.shared.samples import cancelled, completed, new_sidecar
 from tests.shared.waiting import alongside, eventually, stop
@@ -394,6 +394,26 @@ async def test_a_crash_while_publishing_again_is_made_up_for(
     await any_redis.delete("ingest:epoch:lock")  # it runs out
     assert await creator.outbox.check_epoch()
     assert sorted(await published(any_redis)) == sorted((one.upload_id, 1) for one in uploads)
+
+
+async def test_a_blink_while_publishing_again_holds_nobody_up(
+    start_redis: StartRedis, connect_to: ConnectTo, start_process: StartProcess
+) -> None:
+    """Whoever was at it goes on when Redis is back, and leaves no lock that others wait for."""
+    server = start_redis(aof=True)
+    redis = connect_to(server.url)
+    process = start_process(redis, publishes=False)
+    await process.create()
+    at_it = asyncio.create_task(process.outbox.check_epoch())
+    await eventually(lambda: process.republished, "it is at it")
+    server.kill()
+    with pytest.raises(REDIS_FAILURES):
+        await at_it
+    await asyncio.to_thread(server.start)
+    assert await redis.exists("ingest:epoch:lock")
+    async with alongside(process.publisher.run()):
+        await eventually(process.outbox.check_epoch, "it goes on", 5)
+    assert not await redis.exists("ingest:epoch:lock")
 
 
 async def test_a_redis_that_lost_its_last_second_is_made_up_for(

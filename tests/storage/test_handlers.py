@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol
 import pytest
 from aiohttp import ClientResponse, web
 from aiohttp.test_utils import TestClient
+from msgspec.structs import replace
 from redis.asyncio import Redis
 
 import services.gateway.app
@@ -26,6 +27,7 @@ from shared.blobs.filesystem import FilesystemStore
 from shared.events import FileDeleted
 from shared.serve import new_application
 from shared.settings import load
+from shared.sidecar import encode
 from tests.processes import RedisServer
 from tests.shared.waiting import eventually
 from tests.storage.stored_files import (
@@ -444,6 +446,35 @@ async def test_file_that_was_cut(
 
     assert str(store.root) not in text
     assert method == "HEAD" or "This file is damaged." in text
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "DELETE"])
+async def test_quarantined_file(
+    storage: Client, store: FilesystemStore, file_id: str, method: str
+) -> None:
+    """Nobody gets a file that a scan has not cleared, and its owner is told why."""
+    sidecar = replace(store.load_now(file_id), status="quarantined")
+    store.path(file_id, ".info").write_bytes(encode(sidecar))
+
+    async with storage.request(method, path_of(file_id)) as answer:
+        assert answer.status == 409
+        assert method == "HEAD" or await assert_problem(answer, 409, "FILE_QUARANTINED")
+
+    assert store.path(file_id).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+async def test_piece_of_a_file(
+    storage: Client, store: FilesystemStore, file_id: str, method: str
+) -> None:
+    """An upload that another one joins is no file, complete as it may be."""
+    sidecar = replace(store.load_now(file_id), concat="partial")
+    store.path(file_id, ".info").write_bytes(encode(sidecar))
+
+    async with storage.request(method, path_of(file_id)) as answer:
+        await assert_problem(answer, 404, "NOT_FOUND")
+
+    assert store.path(file_id).read_bytes() == CONTENT
 
 
 async def test_missing_bytes(storage: Client, store: FilesystemStore, file_id: str) -> None:

@@ -1,0 +1,128 @@
+"""Sends the bytes of a store that has no files, as fast as the client takes them.
+
+The counterpart of ``sendfile``, with the same patience and the same ends. Holds one piece of
+the store at a time; the next one is fetched when the socket has taken all of the last one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Final, NamedTuple
+
+import structlog
+from aiohttp import web
+
+from services.storage.sendfile import (
+    LEAST_PROGRESS_BYTES,
+    abort,
+    duplicate,
+    unacknowledged_bytes,
+)
+from shared.blobs.store import UploadNotFound
+
+__all__ = ["Pieces", "opened"]
+
+log = structlog.stdlib.get_logger(__name__)
+
+
+class Pieces:
+    """The bytes of one answer, of which the first are there."""
+
+    def __init__(self, first: bytes, rest: AsyncIterator[bytes]) -> None:
+        self._next = first
+        self._rest: Final = rest
+
+    async def send(
+        self,
+        request: web.Request,
+        response: web.StreamResponse,
+        length: int,
+        *,
+        stall_timeout_s: float,
+    ) -> int:
+        """Send ``length`` bytes; return how many were handed to the socket.
+
+        Call it as ``send_file``. Fewer bytes than asked for mean that the client has gone or
+        has stalled, or that the store has failed, which is logged; the connection is already
+        aborted then, so that the client cannot take what it has for the whole.
+        """
+        transport = request.transport
+        if transport is None or transport.is_closing():
+            return 0
+        sent = 0
+        low, high = transport.get_write_buffer_limits()
+        # With a limit of zero a write waits until the socket has taken all of it.
+        transport.set_write_buffer_limits(high=0)
+        with duplicate(transport) as sock:
+            client = _Client(transport, sock, stall_timeout_s)
+            with suppress(ConnectionError):
+                while sent < length and self._next:
+                    await client.take(response, self._next)
+                    sent += len(self._next)
+                    self._next = await self._fetch()
+            if sent < length:
+                abort(transport, sock)
+            elif not transport.is_closing():  # uvloop refuses the call on a closed transport
+                transport.set_write_buffer_limits(high=high, low=low)
+        return sent
+
+    async def _fetch(self) -> bytes:
+        """Return the next bytes; none at the end, or when the store fails."""
+        try:
+            return await anext(self._rest, b"")
+        except (OSError, UploadNotFound) as exc:
+            log.error("store_failed_in_a_download", error=repr(exc))
+            return b""
+
+
+@asynccontextmanager
+async def opened(pieces: AsyncIterator[bytes]) -> AsyncGenerator[Pieces]:
+    """Fetch the first bytes, so that a failure can still be answered; close it at the end.
+
+    Raises:
+        UploadNotFound, OSError: As ``BlobStore.read_range``.
+
+    """
+    try:
+        yield Pieces(await anext(pieces, b""), pieces)
+    finally:
+        if isinstance(pieces, AsyncGenerator):
+            await pieces.aclose()
+
+
+class _Client(NamedTuple):
+    transport: asyncio.Transport
+    sock: socket.socket
+    stall_timeout_s: float
+
+    async def take(self, response: web.StreamResponse, piece: bytes) -> None:
+        """Write a piece and wait until the socket has taken it.
+
+        Raises:
+            ConnectionError: It has gone, or it took less than 4 KiB within the time and was
+                cut. What it has acknowledged counts, where the system tells.
+
+        """
+        left = self._outstanding() + len(piece)
+        # A task: aiohttp's wait for the socket does not survive being cancelled.
+        writing = asyncio.ensure_future(response.write(piece))
+        try:
+            while not (await asyncio.wait([writing], timeout=self.stall_timeout_s))[0]:
+                before, left = left, self._outstanding()
+                if before - left < LEAST_PROGRESS_BYTES:
+                    break
+        finally:
+            if not writing.done():
+                abort(self.transport, self.sock)  # which ends the wait
+                with suppress(ConnectionError):
+                    await writing
+        writing.result()
+        if self.transport.is_closing():  # the wait may end without an error then
+            raise ConnectionResetError
+
+    def _outstanding(self) -> int:
+        """Return how many bytes wait, here and in the kernel, to be acknowledged."""
+        return self.transport.get_write_buffer_size() + unacknowledged_bytes(self.sock)

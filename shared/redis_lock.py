@@ -1,0 +1,59 @@
+"""A lock in Redis for work that two processes may do at once, but at a price.
+
+It saves work and guards nothing: it runs out, and who had it is not told. What must not happen
+twice needs a lease (``shared.redis_leases``).
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import Final
+
+from redis.asyncio import Redis
+
+from shared.streams import command
+
+__all__ = ["RedisLock"]
+
+_TAKE: Final = """
+local owner = redis.call('GET', KEYS[1])
+if owner and owner ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1
+"""
+
+_DROP: Final = """
+if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
+return 0
+"""
+
+
+class RedisLock:
+    """One process's view of a lock.
+
+    Every method raises what Redis raises when it is away (``REDIS_FAILURES``). Whoever had the
+    lock then can take it again at once.
+
+    Args:
+        redis: Client made by ``shared.streams.connect``.
+        key: Of the lock.
+        ttl_s: How long it outlives its owner.
+
+    """
+
+    def __init__(self, redis: Redis, key: str, *, ttl_s: float) -> None:
+        self._redis: Final = redis
+        self._key: Final = key
+        self._ttl_ms: Final = int(ttl_s * 1000)
+        self._owner: Final = uuid.uuid4().hex
+
+    async def take(self) -> bool:
+        """Take the lock, or keep it for longer; return whether it is ours now."""
+        taken = await command(
+            self._redis, "EVAL", _TAKE, 1, self._key, self._owner, self._ttl_ms
+        )
+        return bool(taken)
+
+    async def drop(self) -> None:
+        """Let others have the lock; one that is theirs already stays theirs."""
+        await command(self._redis, "EVAL", _DROP, 1, self._key, self._owner)
