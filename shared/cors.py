@@ -48,6 +48,10 @@ ALLOWED_HEADERS: Final = (
     "Upload-Complete",
     "Upload-Incomplete",
     "Upload-Draft-Interop-Version",
+    "Content-Disposition",
+    "Content-Digest",
+    "Repr-Digest",
+    "Want-Repr-Digest",
     # The other way to say who is calling.
     "X-API-KEY",
     "X-Username",
@@ -78,7 +82,10 @@ EXPOSED_HEADERS: Final = (
     "Tus-Extension",
     "Tus-Checksum-Algorithm",
     "Upload-Complete",
+    "Upload-Incomplete",
     "Upload-Limit",
+    "Accept-Patch",
+    "Repr-Digest",
 )
 """What a page may read of each response, errors included."""
 

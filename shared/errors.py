@@ -35,12 +35,15 @@ class ApiError(Exception):
         headers: Extra response headers that belong to this refusal.
         details: Extra members of the body's ``details``, such as ``session_id``.
         error_code: Replaces the class's code where a document names another one.
+        members: Extra members of the body beside ``details``, which a problem type defines.
 
     """
 
     status: int = 500
     error_code: str = "INTERNAL_SERVER_ERROR"
     title: str = "Internal server error"
+    problem_type: str = "about:blank"
+    """URI that identifies the kind of problem (RFC 9457 section 3.1.1)."""
 
     def __init__(
         self,
@@ -49,11 +52,13 @@ class ApiError(Exception):
         headers: Mapping[str, str] | None = None,
         details: Mapping[str, object] | None = None,
         error_code: str | None = None,
+        members: Mapping[str, object] | None = None,
     ) -> None:
         super().__init__(message)
         self.message: Final = message
         self.headers: Final = dict(headers or {})
         self.details: Final = dict(details or {})
+        self.members: Final = dict(members or {})
         if error_code is not None:
             self.error_code = error_code
 

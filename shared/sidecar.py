@@ -69,6 +69,8 @@ class Sidecar(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     form: Form | None = None
     expected: dict[str, str] = {}
     """Digests that the client declared for the whole, hex, by algorithm (``sha256``, …)."""
+    wants_digest: str = ""
+    """Algorithm of the digest that the client wants to be told at the end; empty: none."""
     digests: dict[str, str] = {}
     """Digests of the whole that were computed here, hex, by algorithm."""
     original_id: str = ""

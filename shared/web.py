@@ -134,13 +134,14 @@ async def _render_errors(request: web.Request, handler: Handler) -> web.StreamRe
 def problem(error: ApiError) -> web.Response:
     """Return an error as problem+json."""
     body: dict[str, Any] = {
-        "type": "about:blank",
+        "type": error.problem_type,
         "title": error.title,
         "status": error.status,
         "detail": error.message,
         "error_code": error.error_code,
         "error_message": error.message,
         "details": {**error.details, "timestamp": rfc3339(now_ms())},
+        **error.members,
     }
     return web.Response(
         body=_json.encode(body),

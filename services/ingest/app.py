@@ -9,12 +9,12 @@ from aiohttp import web
 
 from services.ingest.arrivals import Arrivals
 from services.ingest.completion import Completion
-from services.ingest.handlers import JOINS, LOCATIONS, SETTINGS, UPLOADS, add_tus_header
+from services.ingest.handlers import JOINS, LOCATIONS, SETTINGS, UPLOADS
 from services.ingest.joining import Joins
 from services.ingest.location import Locations
 from services.ingest.progress import ProgressReporter
 from services.ingest.records import GROUP, SessionRecords
-from services.ingest.routes import add_tus_routes
+from services.ingest.routes import add_upload_routes, name_protocol
 from services.ingest.settings import Settings
 from services.ingest.status import add_status_route
 from services.ingest.trimming import trim_events
@@ -118,6 +118,6 @@ def install(app: web.Application, settings: Settings) -> None:
 
     app.cleanup_ctx.append(run)
     app.on_shutdown.append(let_go)
-    app.on_response_prepare.append(add_tus_header)
-    add_tus_routes(app.router)
+    app.on_response_prepare.append(name_protocol)
+    add_upload_routes(app.router)
     add_status_route(app.router)

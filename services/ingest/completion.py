@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 import structlog
+from msgspec.structs import replace
 from prometheus_client import Counter
 
 from services.ingest.progress import ProgressReporter
@@ -45,11 +46,12 @@ class Completion:
         if sidecar.status != "created":
             return
         now = now_ms()
+        facts = replace(sidecar.facts, size=writer.offset)  # it may never have been told
         event = UploadCompleted(
             upload_id=sidecar.upload_id,
             seq=sidecar.next_seq,
             at=now,
-            upload=sidecar.facts,
+            upload=facts,
             offset=writer.offset,
             redirect_url=_results_of(sidecar),
         )

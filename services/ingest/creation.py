@@ -29,6 +29,8 @@ class Creation(msgspec.Struct, frozen=True, kw_only=True):
     expected: dict[str, str] = {}
     """Digests that the client declares for the whole, hex, by algorithm. ``sha256`` asks for
     deduplication too."""
+    wants_digest: str = ""
+    """Digest that the client wants with the last answer: ``sha256``, ``sha512`` or none."""
     protocol: sidecar.Protocol = "tus"
     concat: str = ""
     parts: tuple[str, ...] = ()
@@ -51,4 +53,5 @@ class Creation(msgspec.Struct, frozen=True, kw_only=True):
             "parts": self.parts,
             "form": self.form,
             "expected": self.expected,
+            "wants_digest": self.wants_digest,
         }

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from shared.errors import ApiError, Conflict
+from typing import Final
+
+from shared.errors import ApiError, Conflict, InvalidRequest, PayloadTooLarge
 
 __all__ = [
     "BodyStalled",
     "ChecksumMismatch",
+    "CompletedUpload",
+    "DigestMismatch",
+    "DigestUnreadable",
     "Gone",
+    "InconsistentLength",
     "Locked",
     "OffsetMismatch",
+    "OverLength",
+    "OverLimit",
+    "ProcessingFailed",
+    "ProtocolMismatch",
     "UnsupportedMediaType",
     "VersionUnsupported",
 ]
+
+_PROBLEMS: Final = "https://iana.org/assignments/http-problem-types#"
 
 
 class VersionUnsupported(ApiError):
@@ -31,6 +43,57 @@ class OffsetMismatch(Conflict):
     """The client's idea of the offset is stale. Ask with HEAD, then resume."""
 
     error_code = "OFFSET_MISMATCH"
+    problem_type = f"{_PROBLEMS}mismatching-upload-offset"
+
+
+class InconsistentLength(InvalidRequest):
+    """The lengths that were told for an upload contradict each other (protocol item 115)."""
+
+    error_code = "INCONSISTENT_LENGTH"
+    problem_type = f"{_PROBLEMS}inconsistent-upload-length"
+
+
+class OverLength(InconsistentLength):
+    """The upload would become longer than was told. It has ended; start a new one."""
+
+    error_code = "UPLOAD_OVER_LENGTH"
+
+
+class OverLimit(PayloadTooLarge):
+    """The upload became larger than is allowed, and has ended."""
+
+
+class CompletedUpload(InvalidRequest):
+    """Nothing can be added to a complete upload (protocol item 150)."""
+
+    error_code = "UPLOAD_COMPLETED"
+    problem_type = f"{_PROBLEMS}completed-upload"
+
+
+class ProtocolMismatch(ApiError):
+    """An upload is continued in the protocol that opened it, which tells when it ends."""
+
+    status, error_code, title = 403, "PROTOCOL_MISMATCH", "Forbidden"
+
+
+class DigestUnreadable(InvalidRequest):
+    """A digest that is to be checked cannot be read (RFC 9530)."""
+
+    error_code = "INVALID_DIGEST"
+    problem_type = f"{_PROBLEMS}digest-invalid-values"
+
+
+class DigestMismatch(InvalidRequest):
+    """Other bytes arrived than those that the client's digest was made of."""
+
+    error_code = "HASH_MISMATCH"
+    problem_type = f"{_PROBLEMS}digest-mismatching-values"
+
+
+class ProcessingFailed(ApiError):
+    """All bytes are there, and they were refused. Sending them again changes nothing."""
+
+    status, error_code, title = 422, "UPLOAD_FAILED", "Unprocessable content"
 
 
 class Gone(ApiError):

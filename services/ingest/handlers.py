@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import wraps
@@ -10,15 +11,21 @@ from typing import Final
 import structlog
 from aiohttp import web
 
-from services.ingest import tus
+from services.ingest import ietf, tus
 from services.ingest.checksums import TUS_ALGORITHMS, Check, tus_checks
 from services.ingest.creation import Creation
-from services.ingest.errors import BodyStalled, ChecksumMismatch, Gone, Locked
+from services.ingest.errors import (
+    BodyStalled,
+    ChecksumMismatch,
+    Gone,
+    Locked,
+    ProtocolMismatch,
+)
 from services.ingest.joining import Joins
-from services.ingest.location import COLLECTION, Locations
+from services.ingest.location import Locations
 from services.ingest.receive import Ended
 from services.ingest.refusals import never_away, refusing
-from services.ingest.request_body import RequestBody, close_uninvited
+from services.ingest.request_body import RequestBody
 from services.ingest.settings import Settings
 from services.ingest.uploads import Uploads, can_expire
 from services.ingest.writers import Lease
@@ -33,7 +40,6 @@ __all__ = [
     "LOCATIONS",
     "SETTINGS",
     "UPLOADS",
-    "add_tus_header",
     "append_chunk",
     "create_upload",
     "discover",
@@ -54,13 +60,6 @@ _UNREAD: Final = {408, *range(413, 460), *range(500, 600)}
 """Statuses of refusals that come before the body is read to its end."""
 
 TusHandler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-async def add_tus_header(request: web.Request, response: web.StreamResponse) -> None:
-    """Put the version on every answer below the collection, errors included (item 4)."""
-    if request.path.startswith(COLLECTION):
-        response.headers["Tus-Resumable"] = tus.VERSION
-        close_uninvited(request, response)
 
 
 def speaks_tus(handler: TusHandler) -> TusHandler:
@@ -107,6 +106,12 @@ async def discover(request: web.Request) -> web.Response:
     max_size = request.app[SETTINGS].upload_max_file_size
     if max_size:
         headers["Tus-Max-Size"] = str(max_size)
+    # The same for the IETF's protocol, which is asked in the same way (item 119).
+    now = time.time()
+    lifetime_s = request.app[UPLOADS].expires_at(now) - now
+    version = ietf.read_request(request.headers).version
+    headers |= ietf.limits(version, max_size=max_size, lifetime_s=lifetime_s)
+    headers["Accept-Patch"] = f"{ietf.PARTIAL_TYPE}, {tus.CHUNK_TYPE}"
     return web.Response(status=204, headers=headers)
 
 
@@ -215,6 +220,8 @@ async def _writing(
     stored = await uploads.find(upload_id, principal_of(request))
     _refuse_expired(uploads, stored)
     if provided is not None:
+        if stored.sidecar.protocol != "tus":
+            raise ProtocolMismatch("This upload was not opened with tus.")
         if stored.sidecar.is_final:
             raise Forbidden("A final upload takes no bytes: it has those of its parts.")
         tus.check_not_passed(provided, stored.offset)
@@ -284,8 +291,7 @@ async def read_offset(request: web.Request) -> web.StreamResponse:
         if stored.sidecar.status == "completed" and stored.visible:
             return web.Response(status=200, headers=_state_headers(request, stored))
         async with _writing(request) as lease:
-            if lease.writer.offset == lease.writer.sidecar.size:
-                await uploads.complete(lease.writer)
+            await uploads.settle(lease.writer)
             return web.Response(status=200, headers=_state_headers(request, lease.writer))
 
 
@@ -295,6 +301,7 @@ async def look_at_upload(request: web.Request) -> web.StreamResponse:
     uploads, upload_id = request.app[UPLOADS], request.match_info["upload_id"]
     stored = await uploads.find(upload_id, principal_of(request))
     headers = _state_headers(request, stored)
+    headers["Upload-Complete"] = "?0" if stored.sidecar.status == "created" else "?1"
     if stored.sidecar.status == "completed" and not stored.sidecar.is_partial:
         headers["Location"] = f"/api/v1/storage/{upload_id}"
         return web.Response(status=307, headers=headers)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum
 from typing import Final, Protocol
 
@@ -27,6 +27,12 @@ _LINGER_S: Final = 0.1
 
 _GRAIN_S: Final = 1.0
 """How often a body is looked at: doing it at every read would cost too much."""
+
+_TELL_S: Final = 1.0
+"""How often a client that wants to know is told what is safe."""
+
+_TELL_SHARE: Final = 10
+"""Telling may take one part in so many of the time, however slow the disk syncs."""
 
 
 class Ended(Enum):
@@ -65,6 +71,7 @@ async def receive(
     on_progress: Callable[[int], None],
     least_rate: float = 0,
     window_s: float = 60.0,
+    on_safe: Callable[[int], Awaitable[None]] | None = None,
 ) -> Ended:
     """Append a body to an upload; return why it ended.
 
@@ -79,12 +86,15 @@ async def receive(
         on_progress: Called with the offset of where they go after each write.
         least_rate: Bytes per second that must come on average; 0 asks for none.
         window_s: Seconds for which the rate forgives that nothing comes.
+        on_safe: Called about each second, while bytes come, with an offset that is on stable
+            storage, which costs a sync; nothing is read until it returns.
 
     Raises:
         OSError: The disk refused. The offset there says what was written.
 
     """
-    pump = _Pump(body, lease, lease.writer if into is None else into, room, on_progress)
+    sink = lease.writer if into is None else into
+    pump = _Pump(body, lease, sink, room=room, on_progress=on_progress, on_safe=on_safe)
     loop = asyncio.get_running_loop()
     patience = Patience(
         idle_s=idle_s, least_rate=least_rate, window_s=window_s, now=loop.time()
@@ -133,8 +143,10 @@ class _Pump:
         body: RequestBody,
         lease: Lease,
         sink: Sink,
+        *,
         room: int | None,
         on_progress: Callable[[int], None],
+        on_safe: Callable[[int], Awaitable[None]] | None,
     ) -> None:
         self._body: Final = body
         self._lease: Final = lease
@@ -143,6 +155,8 @@ class _Pump:
         self._on_progress: Final = on_progress
         self.received = 0
         """Bytes of the body so far."""
+        self._on_safe: Final = on_safe
+        self._tell_at = asyncio.get_running_loop().time() + _TELL_S
         self._pieces: list[bytes] = []
         self._size = 0
         self._writing: asyncio.Future[None] | None = None
@@ -166,6 +180,8 @@ class _Pump:
             self._keep(chunk)
             if self._size >= _BATCH:
                 await self._start_write()
+            if self._on_safe is not None:
+                await self._tell_safe()
 
     async def _next(self) -> bytes:
         """Return the next bytes; write what is gathered when they are slow to come."""
@@ -177,7 +193,22 @@ class _Pump:
         except TimeoutError:
             await self._start_write()
             await self._written()
+            await self._tell_safe()
         return await self._body.read()
+
+    async def _tell_safe(self) -> None:
+        """Tell what is on stable storage, if that is wanted and due."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        if self._on_safe is None or began < self._tell_at:
+            return
+        if self._pieces:
+            await self._start_write()
+        await self._written()
+        await self._lease.writer.sync()
+        await self._on_safe(self._lease.writer.offset)
+        now = loop.time()
+        self._tell_at = now + max(_TELL_S, (now - began) * _TELL_SHARE)
 
     def keep_buffered(self) -> None:
         """Take along what has arrived but was not read yet, so that nobody sends it again."""

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from aiohttp import ClientError, HttpVersion11, web
+from aiohttp import ClientError, web
 from aiohttp.http_exceptions import HttpProcessingError
+
+from services.ingest.interim import send_interim, takes_interim
 
 __all__ = ["BodyCut", "RequestBody", "close_uninvited", "invite_later"]
 
@@ -57,9 +59,8 @@ class RequestBody:
 
     async def invite(self) -> None:
         """Tell a client that waits for it to send the body."""
-        if "Expect" in self._request.headers and self._request.version >= HttpVersion11:
-            await self._request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            self._request.writer.output_size = 0  # no byte of the answer is out yet
+        if "Expect" in self._request.headers and takes_interim(self._request):
+            await send_interim(self._request, 100, "Continue")
         self._request[_INVITED] = True
 
     def buffered(self) -> bytes:

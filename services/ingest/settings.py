@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -49,6 +49,13 @@ class Settings(CommonSettings, frozen=True, kw_only=True):
             "once when `complete`, or `never`"
         ),
     ] = "always"
+    ietf_send_104: Annotated[
+        Literal["asked", "always", "never"],
+        msgspec.Meta(
+            description="interim answers of the IETF protocol: when the client names its draft "
+            "(`asked`), also without (`always`), or `never`"
+        ),
+    ] = "asked"
     public_url: Annotated[
         str,
         msgspec.Meta(

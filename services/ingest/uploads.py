@@ -7,7 +7,7 @@ the stream after that (``shared.outbox``). Redis is not needed for any of it.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import structlog
@@ -161,10 +161,12 @@ class Uploads:
         *,
         checks: Sequence[Check] = (),
         length: int | None = None,
+        on_safe: Callable[[int], Awaitable[None]] | None = None,
     ) -> Ended:
         """Add a body to the upload; what came is on stable storage when this returns.
 
-        Completes the upload when its last byte is there. Returns why receiving ended.
+        Completes the upload when its last byte is there and its protocol goes by that.
+        Returns why receiving ended.
 
         Args:
             lease: The right to write.
@@ -173,6 +175,7 @@ class Uploads:
             checks: What the body must prove to be. If there are any, then all of the body
                 becomes part of the upload, or nothing of it and no trace.
             length: The upload's, if the request declares one that had been deferred.
+            on_safe: As for ``receive``; not called while there is something to prove.
 
         Raises:
             ChecksumMismatch: The body is not what it should be; the upload is unchanged.
@@ -190,16 +193,21 @@ class Uploads:
                     ended = await self._receive_whole(lease, body, room, checks, length)
                 else:
                     await self._declare(writer, length)
-                    ended = await self._receive(lease, body, room)
-            if writer.offset == writer.sidecar.size:
-                await self.complete(writer)
+                    ended = await self._receive(lease, body, room, on_safe)
+            await self.settle(writer)
         finally:
             BYTES.inc(max(writer.offset - before, 0))
             self._progress.pause(writer.sidecar, writer.offset)
         ENDED.labels(ended.name.lower()).inc()
         return ended
 
-    async def _receive(self, lease: Lease, body: RequestBody, room: int | None) -> Ended:
+    async def _receive(
+        self,
+        lease: Lease,
+        body: RequestBody,
+        room: int | None,
+        on_safe: Callable[[int], Awaitable[None]] | None,
+    ) -> Ended:
         writer = lease.writer
         try:
             return await receive(
@@ -210,6 +218,7 @@ class Uploads:
                 least_rate=self._least_rate,
                 window_s=self._window_s,
                 on_progress=lambda offset: self._progress.advance(writer.sidecar, offset),
+                on_safe=on_safe,
             )
         finally:
             await writer.sync()
@@ -247,6 +256,20 @@ class Uploads:
         if length is not None and length != writer.sidecar.size:
             facts = replace(writer.sidecar.facts, size=length)
             await writer.record(replace(writer.sidecar, facts=facts))
+
+    async def settle(self, writer: BlobWriter) -> None:
+        """Complete an upload that is whole, or was being completed when something broke.
+
+        In the IETF protocol all bytes may be there and the client still has to say that it
+        was all (item 113).
+        """
+        whole = writer.offset == writer.sidecar.size and writer.sidecar.protocol != "ietf"
+        if whole or writer.visible:
+            await self.complete(writer)
+
+    async def fail(self, writer: BlobWriter, code: str, message: str) -> None:
+        """End an upload that cannot become a file; see ``Completion.fail``."""
+        await self._completion.fail(writer, code, message)
 
     async def complete(self, writer: BlobWriter) -> None:
         """Finish an upload whose bytes are all there; see ``Completion.complete``."""

@@ -103,6 +103,12 @@ class Connection:
         assert status < 200, f"{status} instead of an interim response"
         return status
 
+    def read_interim_answer(self) -> Answer:
+        """Return the next response, which must be an interim one, with its headers."""
+        status, headers, raw = self._read_head()
+        assert status < 200, f"{status} instead of an interim response"
+        return Answer(status, headers, raw_head=raw)
+
     def _read_head(self) -> tuple[int, CIMultiDict[str], bytes]:
         while b"\r\n\r\n" not in self._seen:
             self._more()

@@ -36,12 +36,14 @@ ITEM_103: Final = (
     *("Tus-Resumable", "Upload-Length", "Upload-Offset", "Upload-Metadata", "Upload-Concat"),
     *("Upload-Defer-Length", "Upload-Checksum", "Content-Type", "X-HTTP-Method-Override"),
     *("X-Requested-With", "X-Request-ID", "Authorization"),
-    *("Upload-Complete", "Upload-Draft-Interop-Version"),
+    *("Upload-Complete", "Upload-Draft-Interop-Version", "Content-Disposition"),
+    *("Repr-Digest", "Content-Digest", "Want-Repr-Digest"),
 )
 ITEM_104: Final = (
     *("Location", "Upload-Offset", "Upload-Length", "Upload-Metadata", "Upload-Defer-Length"),
     *("Upload-Concat", "Upload-Expires", "Tus-Version", "Tus-Resumable", "Tus-Max-Size"),
     *("Tus-Extension", "Tus-Checksum-Algorithm", "Upload-Complete", "Upload-Limit"),
+    *("Upload-Incomplete", "Accept-Patch", "Repr-Digest"),
 )
 
 
