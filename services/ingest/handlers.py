@@ -106,7 +106,9 @@ async def create_upload(request: web.Request) -> web.StreamResponse:
     )
     headers = {"Location": location}
     log.info("upload_created", upload_id=sidecar.upload_id, size=creation.size)
-    if with_piece or creation.size == 0:
+    if sidecar.status == "completed":  # its tenant has the bytes: none need be sent
+        headers |= {"Upload-Offset": str(sidecar.size), "Upload-Length": str(sidecar.size)}
+    elif with_piece or creation.size == 0:
         async with uploads.writers.writing(sidecar.upload_id) as lease:
             if with_piece:
                 await _receive(request, lease, provided=0)
@@ -116,7 +118,10 @@ async def create_upload(request: web.Request) -> web.StreamResponse:
             headers.pop("Cache-Control")
     else:
         headers |= _expiry(request, sidecar.facts.created_at / 1000)
-    return web.Response(status=201, headers=headers)
+    response = web.Response(status=201, headers=headers)
+    if sidecar.status == "completed" and request.can_read_body:
+        response.force_close()
+    return response
 
 
 def _has_piece(request: web.Request) -> bool:
@@ -211,7 +216,8 @@ async def read_offset(request: web.Request) -> web.StreamResponse:
     tus.check_version(request.headers)
     uploads, upload_id = request.app[UPLOADS], request.match_info["upload_id"]
     stored = await uploads.find(upload_id, principal_of(request))
-    if stored.sidecar.status == "completed" and stored.visible:
+    is_whole = stored.sidecar.status == "completed" and stored.visible
+    if is_whole or stored.sidecar.status == "quarantined":  # whoever scans it is left alone
         return web.Response(status=200, headers=_state_headers(request, stored))
     async with _writing(request) as lease:
         if lease.writer.offset == lease.writer.sidecar.size:

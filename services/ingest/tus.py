@@ -18,6 +18,7 @@ from multidict import MultiMapping
 
 from services.ingest.creation import Creation
 from services.ingest.errors import OffsetMismatch, UnsupportedMediaType, VersionUnsupported
+from services.ingest.validation import kind_of
 from shared.errors import InvalidRequest, PayloadTooLarge
 
 __all__ = [
@@ -130,12 +131,16 @@ def parse_creation(headers: Mapping[str, str], *, max_size: int) -> Creation:
     size = None if deferred else _limited(parse_count(headers, "Upload-Length"), max_size)
     raw = headers.get("Upload-Metadata", "")
     metadata = parse_metadata(raw)
+    filename = metadata.get("filename") or metadata.get("name") or ""
+    content_type = metadata.get("filetype") or metadata.get("type") or ""
     return Creation(
         size=size,
         metadata_header=raw,
         metadata=metadata,
-        filename=metadata.get("filename") or metadata.get("name") or "",
-        content_type=metadata.get("filetype") or metadata.get("type") or "",
+        filename=filename,
+        content_type=content_type,
+        kind=kind_of(content_type, filename),
+        expected={"sha256": metadata["sha256"].lower()} if "sha256" in metadata else {},
     )
 
 

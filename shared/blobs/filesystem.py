@@ -76,6 +76,9 @@ class FilesystemStore:
 
     """
 
+    shares: Final = True  # by hard links
+    rereads_cheaply: Final = True  # from the page cache
+
     def __init__(self, root: Path, *, fsync: FsyncPolicy = "always") -> None:
         self.root: Final = root
         self.fsync: Final = fsync
