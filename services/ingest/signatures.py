@@ -83,8 +83,8 @@ _DOCTYPE: Final = b"\x42\x82"
 def _matroska(head: bytes, is_all: bool) -> Verdict:
     """Matroska and WebM, which is a subset of it."""
     begins = _begins(head, _EBML)
-    if begins is not Verdict.MATCH or len(head) == len(_EBML):
-        return begins if len(head) < len(_EBML) else Verdict.MORE
+    if begins is not Verdict.MATCH:
+        return begins
     length, at = _ebml_number(head, len(_EBML))
     end = min(at + length, HEAD)
     while at < min(end, len(head)):
