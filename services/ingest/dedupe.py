@@ -101,10 +101,9 @@ class Dedupe:
             return None
         if reply is None:
             return None
-        upload_id = reply.decode("latin-1")
-        found = await self._read(upload_id, tenant, sha256, size)
+        found = await self._read(reply.decode("latin-1"), tenant, sha256, size)
         if found is None:
-            await self._forget(key, upload_id)
+            await self._forget(key, reply)
         return found
 
     async def _read(
@@ -125,9 +124,9 @@ class Dedupe:
         )
         return sidecar if is_it else None
 
-    async def _forget(self, key: str, upload_id: str) -> None:
+    async def _forget(self, key: str, entry: bytes) -> None:
         try:
-            await command(self._redis, "EVAL", _FORGET, 1, key, upload_id)
+            await command(self._redis, "EVAL", _FORGET, 1, key, entry)
         except REDIS_FAILURES as exc:
             log.debug("dedupe_not_forgotten", error=repr(exc))  # it is checked at each use
 
