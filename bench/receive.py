@@ -40,7 +40,8 @@ def report(repeat: int) -> str:
     """Measure all subjects in turn, ``repeat`` times; return the Markdown section."""
     with _payload() as payload:
         bound = TusServer("bound: recv, write, one fdatasync", _bound, "")
-        subjects = [bound, ingest(), *peers()]
+        unhashed = ingest({"ENABLE_DEDUPLICATION": "false"})
+        subjects = [bound, ingest(), unhashed, *peers()]
         runs: dict[str, list[_Run]] = {one.name: [] for one in subjects}
         _measure(bound, payload)  # memory that a virtual machine uses anew is slow once
         for _ in range(repeat):

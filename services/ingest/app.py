@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import nullcontext
 
 from aiohttp import web
 
 from services.ingest.arrivals import Arrivals
-from services.ingest.completion import Completion
+from services.ingest.clamd import Clamd
+from services.ingest.content import Content
 from services.ingest.handlers import JOINS, LOCATIONS, SETTINGS, UPLOADS
 from services.ingest.joining import Joins
 from services.ingest.location import Locations
@@ -25,7 +26,8 @@ from shared.lifecycle import background
 from shared.outbox import Outbox
 from shared.publisher import Publisher
 from shared.serve import HEALTH, new_application
-from shared.stream_group import StreamGroup
+from shared.sidecar import Sidecar
+from shared.stream_group import GroupEntry, StreamGroup
 from shared.streams import connect, event_stream
 
 __all__ = ["create_app", "install"]
@@ -50,6 +52,9 @@ def install(app: web.Application, settings: Settings) -> None:
     leases = make_leases(settings)
     store = make_store(settings, fsync=settings.upload_fsync, leases=leases)
     writers = Writers(store, leases)
+    clamd = None
+    if settings.clamd_url:
+        clamd = Clamd(settings.clamd_url, timeout_s=settings.clamd_timeout)
 
     async def run(app: web.Application) -> AsyncIterator[None]:
         await store.open()
@@ -60,21 +65,32 @@ def install(app: web.Application, settings: Settings) -> None:
             interval_s=settings.progress_update_interval,
         )
         records = SessionRecords(redis, ttl_s=settings.upload_session_timeout_hours * 3600)
+        content = Content(settings, store, redis, clamd)
+
+        def recall(sidecar: Sidecar) -> None:
+            records.recall(sidecar)
+            content.dedupe.remember(sidecar)
+
         outbox = Outbox(
             store,
             publisher,
             redis,
             recent_s=float(settings.progress_ttl_seconds),
-            on_republish=records.recall,
+            on_republish=recall,
         )
         progress = ProgressReporter(publisher, records)
+
+        async def forget_deleted(batch: Sequence[GroupEntry]) -> None:
+            await records.handle(batch)
+            await content.dedupe.handle(batch)
+
         group = StreamGroup(
             grouping,
             group=GROUP,
             streams=[event_stream(p) for p in range(settings.event_partitions)],
-            handle=records.handle,
+            handle=forget_deleted,
         )
-        completion = Completion(outbox, progress)
+        completion = content.completion(outbox, progress)
         arrivals = Arrivals()
         uploads = app[UPLOADS] = Uploads(
             store=store,
@@ -83,6 +99,9 @@ def install(app: web.Application, settings: Settings) -> None:
             progress=progress,
             completion=completion,
             arrivals=arrivals,
+            inspection=content.inspection,
+            hashing=content.hashing,
+            dedupe=content.dedupe,
             settings=settings,
         )
         joins = app[JOINS] = Joins(
@@ -104,6 +123,7 @@ def install(app: web.Application, settings: Settings) -> None:
             background("deletions", group.run()),
             background("joins", joins.run()),
             background("trimming", trim_events(redis, settings.event_partitions)),
+            content.at_work(writers, completion),
         ):
             yield
             await joins.close()

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Final
 
 import structlog
 from msgspec.structs import replace
 from prometheus_client import Counter
 
+from services.ingest.dedupe import Dedupe, cached_result
+from services.ingest.errors import ContentMismatch, HashMismatch
+from services.ingest.hashing import SMALL, Hashing
 from services.ingest.progress import ProgressReporter
-from shared.blobs.store import BlobWriter
-from shared.events import UploadCompleted, UploadFailed
+from services.ingest.signatures import HEAD
+from services.ingest.validation import Inspection
+from shared.blobs.store import BlobStore, BlobWriter, UploadBusy, UploadNotFound
+from shared.events import UploadCompleted, UploadDuplicate, UploadFailed
 from shared.outbox import Outbox
 from shared.sidecar import Sidecar
 from shared.times import now_ms
@@ -20,6 +26,7 @@ __all__ = ["Completion"]
 log = structlog.stdlib.get_logger(__name__)
 
 COMPLETED = Counter("ingest_completed_total", "Uploads completed.")
+DUPLICATES = Counter("ingest_duplicates_total", "Uploads completed without their bytes.")
 FAILED = Counter("ingest_failed_total", "Uploads that failed for good.", ["code"])
 
 
@@ -27,39 +34,173 @@ class Completion:
     """Finishes uploads.
 
     Args:
+        store: Where their bytes are.
         outbox: Publishes lifecycle events.
         progress: Publishes positions.
+        inspection: Judges content.
+        hashing: Computes digests.
+        dedupe: Knows who has the same bytes.
+        quarantine: Takes the ids of uploads to be scanned; ``None``: nothing is scanned.
+        unhashed: Takes the ids of files whose digest is to be computed later.
 
     """
 
-    def __init__(self, outbox: Outbox, progress: ProgressReporter) -> None:
+    def __init__(
+        self,
+        store: BlobStore,
+        outbox: Outbox,
+        progress: ProgressReporter,
+        *,
+        inspection: Inspection,
+        hashing: Hashing,
+        dedupe: Dedupe,
+        quarantine: asyncio.Queue[str] | None,
+        unhashed: asyncio.Queue[str],
+    ) -> None:
+        self._store: Final = store
         self._outbox: Final = outbox
         self._progress: Final = progress
+        self._inspection: Final = inspection
+        self._hashing: Final = hashing
+        self._dedupe: Final = dedupe
+        self._quarantine: Final = quarantine
+        self._unhashed: Final = unhashed
 
     async def complete(self, writer: BlobWriter) -> None:
         """Finish an upload whose bytes are all there; does nothing if that has been done.
 
         Called for each request that finds the last byte in place, so that a finish that was
         interrupted is made up for before the client is told that it is done (item 173).
+        Waits for the digest only if one was declared, or is nearly computed. With a scan due
+        the upload is set aside, and ``release`` finishes it.
+
+        Raises:
+            HashMismatch: The upload has failed: it does not have the declared digest.
+            ContentMismatch: It has failed: it is not what it claims to be.
+            OSError: The store failed; call it again.
+
         """
-        sidecar = writer.sidecar
-        if sidecar.status != "created":
+        if writer.sidecar.status != "created":
             return
-        now = now_ms()
-        facts = replace(sidecar.facts, size=writer.offset)  # it may never have been told
+        if writer.sidecar.is_partial:
+            await self._finish(writer, writer.sidecar)
+            return
+        checked = await self._verified(writer)
+        await self._inspect(writer)
+        if self._quarantine is not None:
+            await self._set_aside(writer, checked, self._quarantine)
+        else:
+            await self._finish(writer, checked)
+
+    async def release(self, writer: BlobWriter) -> None:
+        """Finish an upload that the scan has cleared."""
+        if writer.sidecar.status == "quarantined":
+            await self._finish(writer, writer.sidecar)
+
+    async def _verified(self, writer: BlobWriter) -> Sidecar:
+        """Return the record with the digests, as far as they are waited for."""
+        sidecar, size = writer.sidecar, writer.offset
+        if not sidecar.expected and self._hashing.left(sidecar, size) > SMALL:
+            return sidecar
+        digests = await self._hashing.digests(sidecar, size)
+        for algorithm, value in sidecar.expected.items():
+            if digests.get(algorithm) != value:
+                message = f"The content does not have the declared {algorithm}."
+                await self.fail(writer, HashMismatch.error_code, message)
+                raise HashMismatch(message)
+        return hashed(sidecar, digests)
+
+    async def _inspect(self, writer: BlobWriter) -> None:
+        sidecar = writer.sidecar
+        if not self._inspection.claims(sidecar):
+            return
+        pieces = self._store.read_range(sidecar.upload_id, 0, HEAD)
+        head = b"".join([piece async for piece in pieces])
+        try:
+            self._inspection.check_start(sidecar, head, complete=True)
+        except ContentMismatch as exc:
+            await self.fail(writer, exc.error_code, exc.message)
+            raise
+
+    async def _set_aside(
+        self, writer: BlobWriter, checked: Sidecar, quarantine: asyncio.Queue[str]
+    ) -> None:
+        """Hide the upload until it is scanned. No event: for others it is still on its way."""
+        await writer.sync()
+        await writer.record(replace(checked, status="quarantined"))
+        self._progress.changed(writer.sidecar, writer.offset)
+        quarantine.put_nowait(checked.upload_id)
+        log.info("upload_quarantined", upload_id=checked.upload_id, size=writer.offset)
+
+    async def _finish(self, writer: BlobWriter, checked: Sidecar) -> None:
+        now, original = now_ms(), await self._original(checked, writer.offset)
         event = UploadCompleted(
-            upload_id=sidecar.upload_id,
-            seq=sidecar.next_seq,
+            upload_id=checked.upload_id,
+            seq=checked.next_seq,
             at=now,
-            upload=facts,
+            # The length may never have been told.
+            upload=replace(checked.facts, size=writer.offset),
             offset=writer.offset,
-            redirect_url=_results_of(sidecar),
+            redirect_url=_results_of(checked),
         )
-        done = sidecar.after("completed", event, completed_at=now)
+        done = checked.after("completed", event, completed_at=now, original_id=original)
         self._outbox.announce(done, await writer.finish(done))
         self._progress.changed(done, writer.offset)
         COMPLETED.inc()
-        log.info("upload_completed", upload_id=sidecar.upload_id, size=writer.offset)
+        log.info("upload_completed", upload_id=done.upload_id, size=writer.offset)
+        if original:
+            await self._share(writer, original)
+        if "sha256" in done.digests:
+            self._dedupe.remember(done)
+        elif self._hashing.algorithms(done):
+            self._unhashed.put_nowait(done.upload_id)
+
+    async def _original(self, sidecar: Sidecar, size: int) -> str:
+        """Return the file whose bytes are to serve for this one too; empty if there is none."""
+        sha256 = sidecar.digests.get("sha256")
+        if sha256 is None or not self._store.shares:
+            return ""
+        found = await self._dedupe.find(sidecar.facts.tenant, sha256, size)
+        return found.upload_id if found is not None else ""
+
+    async def _share(self, writer: BlobWriter, original_id: str) -> None:
+        """Keep the bytes once, now that the upload is safe: until then they are its own.
+
+        What keeps it from that costs room, nothing else.
+        """
+        try:
+            await writer.share(original_id)
+        except (UploadNotFound, UploadBusy, OSError) as exc:
+            log.info("bytes_not_shared", upload_id=writer.sidecar.upload_id, error=repr(exc))
+
+    async def duplicate(self, writer: BlobWriter, original: Sidecar) -> bool:
+        """Finish a new upload with the bytes of a file that its tenant has; return whether so.
+
+        Nothing has changed if the file is gone or held meanwhile.
+        """
+        try:
+            await writer.share(original.upload_id)
+        except (UploadNotFound, UploadBusy):
+            return False
+        now, sha256 = now_ms(), original.digests["sha256"]
+        sidecar = hashed(writer.sidecar, {"sha256": sha256})
+        event = UploadDuplicate(
+            upload_id=sidecar.upload_id,
+            seq=sidecar.next_seq,
+            at=now,
+            upload=sidecar.facts,
+            offset=writer.offset,
+            original_id=original.upload_id,
+            cached_result=await cached_result(self._store, sidecar.facts.tenant, sha256),
+        )
+        done = sidecar.after(
+            "completed", event, completed_at=now, original_id=original.upload_id
+        )
+        self._outbox.announce(done, await writer.finish(done))
+        self._progress.changed(done, writer.offset)
+        DUPLICATES.inc()
+        log.info("upload_duplicate", upload_id=done.upload_id, original=original.upload_id)
+        return True
 
     async def fail(self, writer: BlobWriter, code: str, message: str) -> None:
         """End an upload that cannot become a file: its bytes go, its record stays.
@@ -82,6 +223,7 @@ class Completion:
         )
         failed = sidecar.after("failed", event)
         self._outbox.announce(failed, await writer.bury(failed))
+        self._hashing.forget(sidecar.upload_id)
         self._progress.changed(failed, 0)
         FAILED.labels(code).inc()
         log.info("upload_failed", upload_id=sidecar.upload_id, code=code)
@@ -90,3 +232,10 @@ class Completion:
 def _results_of(sidecar: Sidecar) -> str:
     """Return where the client's page goes next; a part of a file leads nowhere."""
     return "" if sidecar.is_partial else f"/dashboard/videos/{sidecar.upload_id}/results"
+
+
+def hashed(sidecar: Sidecar, digests: dict[str, str]) -> Sidecar:
+    """Return the record of an upload whose digests are known."""
+    sha256 = digests.get("sha256", sidecar.facts.file_hash)
+    facts = replace(sidecar.facts, file_hash=sha256)
+    return replace(sidecar, digests={**sidecar.digests, **digests}, facts=facts)

@@ -10,9 +10,11 @@ __all__ = [
     "BodyStalled",
     "ChecksumMismatch",
     "CompletedUpload",
+    "ContentMismatch",
     "DigestMismatch",
     "DigestUnreadable",
     "Gone",
+    "HashMismatch",
     "InconsistentLength",
     "Locked",
     "OffsetMismatch",
@@ -37,6 +39,21 @@ class UnsupportedMediaType(ApiError):
     """The body is not declared as what the request needs."""
 
     status, error_code, title = 415, "UNSUPPORTED_MEDIA_TYPE", "Unsupported media type"
+
+
+class ContentMismatch(UnsupportedMediaType):
+    """The bytes are not what name, type or kind say. The upload has failed."""
+
+    error_code = "CONTENT_MISMATCH"
+
+
+class HashMismatch(ApiError):
+    """The bytes do not have the declared digest. The upload has failed; start a new one.
+
+    No 460, which tus keeps for a piece that may be sent again: clients would repeat it.
+    """
+
+    status, error_code, title = 422, "HASH_MISMATCH", "Unprocessable content"
 
 
 class OffsetMismatch(Conflict):

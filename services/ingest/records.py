@@ -52,7 +52,7 @@ class _Pending(NamedTuple):
 def record_of(sidecar: Sidecar, offset: int, at: int) -> dict[str, str]:
     """Return the fields of a record. Times are RFC 3339, UTC; sizes are bytes."""
     facts, completed_at = sidecar.facts, sidecar.completed_at
-    status = sidecar.status
+    status = "created" if sidecar.status == "quarantined" else sidecar.status
     return {
         "seq": str(sidecar.outbox[-1].seq),
         "status": "uploading" if status == "created" and offset else status,

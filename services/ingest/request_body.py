@@ -11,6 +11,7 @@ notes it for the next request and leaves whoever reads this one waiting.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from aiohttp import ClientError, web
@@ -45,6 +46,10 @@ def close_uninvited(request: web.Request, response: web.StreamResponse) -> None:
         response.headers["Connection"] = "close"
 
 
+def _ignore(_: bytes) -> None:
+    pass
+
+
 class BodyCut(Exception):
     """The connection ended, or the framing broke, before the body was complete."""
 
@@ -56,6 +61,13 @@ class RequestBody:
         self._request: Final = request
         self._content: Final = request.content
         self._cut = False
+        self._see: Callable[[bytes], None] = _ignore
+
+    def watch(self, see: Callable[[bytes], None]) -> None:
+        """Have each piece shown to ``see`` before it is handed out; what that raises is raised
+        instead.
+        """
+        self._see = see
 
     async def invite(self) -> None:
         """Tell a client that waits for it to send the body."""
@@ -65,7 +77,9 @@ class RequestBody:
 
     def buffered(self) -> bytes:
         """Return what has arrived and was not read yet, perhaps nothing."""
-        return b"" if self._cut else self._content._read_nowait(-1)
+        piece = b"" if self._cut else self._content._read_nowait(-1)
+        self._see(piece)
+        return piece
 
     def is_broken(self) -> bool:
         """Tell whether the framing broke, so that the end of the body can never come.
@@ -82,6 +96,11 @@ class RequestBody:
             BodyCut: Everything that arrived was returned, and there is no more to come.
 
         """
+        piece = await self._next()
+        self._see(piece)
+        return piece
+
+    async def _next(self) -> bytes:
         if self._cut:
             raise BodyCut
         try:

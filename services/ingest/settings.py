@@ -56,6 +56,26 @@ class Settings(CommonSettings, frozen=True, kw_only=True):
             "(`asked`), also without (`always`), or `never`"
         ),
     ] = "asked"
+    upload_allowed_extensions: Annotated[
+        tuple[str, ...],
+        msgspec.Meta(description="extensions that file names may have; empty: any"),
+    ] = ()
+    upload_denied_extensions: Annotated[
+        tuple[str, ...], msgspec.Meta(description="extensions that file names may not have")
+    ] = ()
+    enable_deduplication: Annotated[
+        bool, msgspec.Meta(description="store what a tenant has already only once, by SHA-256")
+    ] = True
+    clamd_url: Annotated[
+        str,
+        msgspec.Meta(
+            description="ClamAV daemon that must clear each file, tcp://host:port or "
+            "unix:///path; empty: no scan"
+        ),
+    ] = ""
+    clamd_timeout: Annotated[
+        float, msgspec.Meta(gt=0, le=3600, description="seconds that the daemon may be silent")
+    ] = 120
     public_url: Annotated[
         str,
         msgspec.Meta(

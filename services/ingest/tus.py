@@ -20,6 +20,7 @@ from services.ingest.concatenation import named_parts
 from services.ingest.creation import Creation
 from services.ingest.errors import OffsetMismatch, UnsupportedMediaType, VersionUnsupported
 from services.ingest.location import COLLECTION
+from services.ingest.validation import kind_of
 from shared.errors import InvalidRequest, PayloadTooLarge
 
 __all__ = [
@@ -136,12 +137,16 @@ def parse_creation(
     parts = named_parts(concat, collection) if "Upload-Concat" in headers else ()
     raw = headers.get("Upload-Metadata", "")
     metadata = parse_metadata(raw)
+    filename = metadata.get("filename") or metadata.get("name") or ""
+    content_type = metadata.get("filetype") or metadata.get("type") or ""
     return Creation(
         size=_creation_length(headers, is_final=bool(parts), max_size=max_size),
         metadata_header=raw,
         metadata=metadata,
-        filename=metadata.get("filename") or metadata.get("name") or "",
-        content_type=metadata.get("filetype") or metadata.get("type") or "",
+        filename=filename,
+        content_type=content_type,
+        kind=kind_of(content_type, filename),
+        expected={"sha256": metadata["sha256"].lower()} if "sha256" in metadata else {},
         concat=concat,
         parts=parts,
     )

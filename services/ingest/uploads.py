@@ -14,16 +14,22 @@ import structlog
 from msgspec.structs import replace
 from prometheus_client import Counter, Gauge
 
+from services.ingest.arrival import Arrival
 from services.ingest.arrivals import Arrivals
 from services.ingest.checksums import Check
 from services.ingest.completion import Completion
 from services.ingest.creation import Creation
+from services.ingest.dedupe import Dedupe
+from services.ingest.errors import ContentMismatch
+from services.ingest.hashing import Hashing, check_declared
 from services.ingest.progress import ProgressReporter
 from services.ingest.receive import Ended, receive
 from services.ingest.refusals import refusing
 from services.ingest.request_body import RequestBody
 from services.ingest.settings import Settings
+from services.ingest.signatures import HEAD
 from services.ingest.staging import StagedBody
+from services.ingest.validation import Inspection
 from services.ingest.writers import Lease, Writers
 from shared.blobs.store import BlobStore, BlobWriter, Stored
 from shared.errors import Forbidden
@@ -69,6 +75,9 @@ class Uploads:
         progress: Publishes positions.
         completion: Finishes what is complete.
         arrivals: Told of parts that are complete.
+        inspection: Judges names and content.
+        hashing: Computes digests.
+        dedupe: Knows who has the same bytes.
         settings: Limits and times.
 
     """
@@ -82,6 +91,9 @@ class Uploads:
         progress: ProgressReporter,
         completion: Completion,
         arrivals: Arrivals,
+        inspection: Inspection,
+        hashing: Hashing,
+        dedupe: Dedupe,
         settings: Settings,
     ) -> None:
         self.store: Final = store
@@ -90,6 +102,9 @@ class Uploads:
         self._progress: Final = progress
         self._completion: Final = completion
         self._arrivals: Final = arrivals
+        self._inspection: Final = inspection
+        self._hashing: Final = hashing
+        self._dedupe: Final = dedupe
         self._idle_s: Final = settings.upload_idle_timeout
         self._least_rate: Final = settings.upload_min_rate
         self._window_s: Final = settings.upload_min_rate_window
@@ -124,10 +139,18 @@ class Uploads:
     async def create(self, creation: Creation, caller: Principal) -> Sidecar:
         """Open an upload; when this returns, it survives a crash.
 
+        It is complete at once if the caller's tenant has the declared bytes already. Look at
+        the status of what is returned: there is nothing to receive then.
+
         Raises:
+            InvalidRequest: A declared digest is none.
+            UnsupportedMediaType: Files of that name are not accepted, or the declared bytes
+                are not what they are said to be.
             OSError: The store refused; nothing is left of it.
 
         """
+        check_declared(creation.expected)
+        self._inspection.check_name(creation)
         upload_id, now = creation.upload_id, now_ms()
         facts = UploadFacts(
             user_id=caller.user_id,
@@ -149,9 +172,27 @@ class Uploads:
             outbox=(UploadCreated(upload_id=upload_id, seq=1, at=now, upload=facts),),
             **creation.opened_by(username=caller.username),
         )
+        original = await self._original_of(sidecar)
         self._outbox.announce(sidecar, await self.store.create(sidecar))
         self._progress.changed(sidecar, 0)
-        return sidecar
+        if original is None:
+            return sidecar
+        async with self.writers.writing(upload_id) as lease:
+            await self._completion.duplicate(lease.writer, original)
+            return lease.writer.sidecar
+
+    async def _original_of(self, sidecar: Sidecar) -> Sidecar | None:
+        """Return the file that a new upload says it is a copy of, if its tenant has it."""
+        sha256, size = sidecar.expected.get("sha256"), sidecar.size
+        if sha256 is None or size is None or sidecar.is_partial or sidecar.is_final:
+            return None
+        original = await self._dedupe.find(sidecar.facts.tenant, sha256, size)
+        if original is None:
+            return None
+        if not self._inspection.claims(sidecar) <= self._inspection.claims(original):
+            head = await self._head(original.upload_id, size)
+            self._inspection.check_start(sidecar, head, complete=True)
+        return original
 
     async def append(
         self,
@@ -179,6 +220,9 @@ class Uploads:
 
         Raises:
             ChecksumMismatch: The body is not what it should be; the upload is unchanged.
+            ContentMismatch: The upload has failed: it is not what it claims to be. Raised as
+                soon as the bytes show it, before the rest is sent.
+            HashMismatch: As ``complete``.
             OSError: The disk refused; the writer's offset says what is kept.
 
         """
@@ -187,6 +231,7 @@ class Uploads:
         if time.time() - writer.modified_at > self._forgotten_s:
             self._outbox.remind(writer.sidecar)
         self._progress.begin(writer.sidecar, before)
+        self._hashing.begin(writer.sidecar, before)
         try:
             with RECEIVING.track_inprogress():
                 if checks:
@@ -194,7 +239,11 @@ class Uploads:
                 else:
                     await self._declare(writer, length)
                     ended = await self._receive(lease, body, room, on_safe)
+            self._hashing.settle(lease.upload_id, writer.offset)
             await self.settle(writer)
+        except OSError:
+            self._hashing.forget(lease.upload_id)  # bytes may have been taken back
+            raise
         finally:
             BYTES.inc(max(writer.offset - before, 0))
             self._progress.pause(writer.sidecar, writer.offset)
@@ -210,6 +259,7 @@ class Uploads:
     ) -> Ended:
         writer = lease.writer
         try:
+            await self._watch(writer, body)
             return await receive(
                 body,
                 lease,
@@ -217,11 +267,33 @@ class Uploads:
                 idle_s=self._idle_s,
                 least_rate=self._least_rate,
                 window_s=self._window_s,
-                on_progress=lambda offset: self._progress.advance(writer.sidecar, offset),
+                on_progress=lambda offset: self._advanced(writer.sidecar, offset),
                 on_safe=on_safe,
             )
+        except ContentMismatch as exc:
+            await self._completion.fail(writer, exc.error_code, exc.message)
+            raise
         finally:
             await writer.sync()
+
+    def _advanced(self, sidecar: Sidecar, offset: int) -> None:
+        self._progress.advance(sidecar, offset)
+        self._hashing.advance(sidecar, offset)
+
+    async def _watch(self, writer: BlobWriter, body: RequestBody) -> None:
+        """Have the bytes looked at as they come; the first ones may have come before."""
+        sidecar, offset = writer.sidecar, writer.offset
+        head = b""
+        if 0 < offset < HEAD and self._inspection.claims(sidecar):
+            head = await self._head(sidecar.upload_id, offset)
+        arrival = Arrival(
+            sidecar, offset, head=head, inspection=self._inspection, hashing=self._hashing
+        )
+        body.watch(arrival.see)
+
+    async def _head(self, upload_id: str, size: int) -> bytes:
+        pieces = self.store.read_range(upload_id, 0, min(size, HEAD))
+        return b"".join([piece async for piece in pieces])
 
     async def _receive_whole(
         self,
@@ -240,6 +312,8 @@ class Uploads:
                 into=staged,
                 room=room,
                 idle_s=self._idle_s,
+                least_rate=self._least_rate,
+                window_s=self._window_s,
                 on_progress=lambda _: None,  # the upload is where it was
             )
             if ended is Ended.COMPLETE:
@@ -292,4 +366,5 @@ class Uploads:
         )
         tombstone = sidecar.after("deleted" if finished else "cancelled", event)
         self._outbox.announce(tombstone, await writer.bury(tombstone))
+        self._hashing.forget(sidecar.upload_id)
         self._progress.changed(tombstone, writer.offset)

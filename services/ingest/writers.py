@@ -105,14 +105,30 @@ class Writers:
             UploadNotFound, SidecarDamaged, OSError: As ``BlobStore.acquire``.
 
         """
-        lease = Lease(upload_id, await self._acquire(upload_id))
-        self._held[upload_id] = lease
+        async with self._hold(Lease(upload_id, await self._acquire(upload_id))) as lease:
+            yield lease
+
+    @asynccontextmanager
+    async def holding(self, upload_id: str) -> AsyncIterator[Lease]:
+        """Hold the right to write if nobody has it: for work that clients do not wait for.
+
+        Raises:
+            UploadBusy: Somebody has it; he is not disturbed.
+            LeaseUnavailable, UploadNotFound, SidecarDamaged, OSError: As ``writing``.
+
+        """
+        async with self._hold(Lease(upload_id, await self._store.acquire(upload_id))) as lease:
+            yield lease
+
+    @asynccontextmanager
+    async def _hold(self, lease: Lease) -> AsyncIterator[Lease]:
+        self._held[lease.upload_id] = lease
         if self._draining:
             lease.ask("shutdown")
         try:
             yield lease
         finally:
-            del self._held[upload_id]
+            del self._held[lease.upload_id]
             await lease.writer.close()
             lease.mark_released()
 

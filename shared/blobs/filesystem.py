@@ -78,6 +78,9 @@ class FilesystemStore:
 
     """
 
+    shares: Final = True  # by hard links
+    rereads_cheaply: Final = True  # from the page cache
+
     def __init__(
         self, root: Path, *, fsync: FsyncPolicy = "always", leases: Leases | None = None
     ) -> None:

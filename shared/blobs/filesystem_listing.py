@@ -49,6 +49,7 @@ def read_note(path: Path) -> str:
 
 def write_note(path: Path, text: str) -> None:
     """Replace the text of a file, at once or not at all."""
+    path.parent.mkdir(mode=0o700, exist_ok=True)
     fresh = path.with_name(f"{path.name}.new")
     fresh.write_text(text)
     fresh.rename(path)

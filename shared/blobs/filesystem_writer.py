@@ -38,7 +38,8 @@ class FilesystemWriter:
         self.offset = os.lseek(fd, 0, os.SEEK_END)
         self.modified_at = os.fstat(fd).st_mtime
         self.visible = not store.path(record.upload_id, ".part").exists()
-        self._safe = self.offset if store.fsync == "always" else 0
+        is_shared = os.fstat(fd).st_nlink > 1  # so they are those of a complete file
+        self._safe = self.offset if store.fsync == "always" or is_shared else 0
         """Bytes that are on stable storage; ``acquire`` has synced what was there before."""
 
     async def _run(self, job: Callable[..., T], *args: object) -> T:
@@ -166,8 +167,11 @@ class FilesystemWriter:
         held, which is rare and short for complete files, the others are busy.
         """
         original = self._store.path(original_id)
-        own = self._store.path(self.sidecar.upload_id, ".part")
+        own = self._store.path(self.sidecar.upload_id, "" if self.visible else ".part")
         fd = self._open_source(original)
+        if os.path.samestat(os.fstat(fd), os.fstat(self._fd)):  # an earlier try came this far
+            os.close(fd)
+            return
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             link = own.with_suffix(".share")

@@ -191,9 +191,11 @@ class BlobWriter(Protocol):
         """Replace the bytes by those of another, visible upload, stored once for both.
 
         They go with the last upload that has them. Where a store cannot share, it copies.
+        The upload may be visible itself; readers then find the old bytes or the new ones.
 
         Raises:
             UploadNotFound: The other is not there, or not visible.
+            UploadBusy: It is held just now.
 
         """
 
@@ -203,6 +205,14 @@ class BlobWriter(Protocol):
 
 class BlobStore(Protocol):
     """All uploads. Every method may raise ``OSError`` when the store itself fails."""
+
+    @property
+    def shares(self) -> bool:
+        """Whether ``BlobWriter.share`` keeps one copy for both; else it makes another one."""
+
+    @property
+    def rereads_cheaply(self) -> bool:
+        """Whether bytes just written can be read again for the price of copying them."""
 
     async def open(self) -> None:
         """Connect to what is behind the store. Called once, in the loop that uses it.

@@ -96,7 +96,7 @@ def guarded(setting: Guarded) -> Iterator[Guarded]:
 
 def test_good_input_is_taken(setting: Guarded) -> None:
     """What the bad requests below are changed from is good."""
-    path = setting.alice.create(1000, {"Upload-Metadata": metadata(filename="a.mp4")})
+    path = setting.alice.create(1000, {"Upload-Metadata": metadata(filename="a.bin")})
     assert setting.alice.patch(path, 0, b"x" * 1000).status == 204
 
 
