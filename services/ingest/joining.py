@@ -29,7 +29,7 @@ from shared.blobs.store import (
     UploadBusy,
     UploadNotFound,
 )
-from shared.errors import InvalidRequest
+from shared.errors import ApiError, InvalidRequest
 from shared.identity import Principal
 from shared.lifecycle import TaskSet
 from shared.sidecar import Sidecar, SidecarDamaged
@@ -111,10 +111,12 @@ class Joins:
         if first.cancel():
             return  # it takes longer
         refused = first.exception()
-        if refused is not None:
+        if refused is None:
+            return
+        if not isinstance(refused, ApiError):
             async with self._uploads.writers.writing(final_id) as lease:
                 await self._uploads.terminate(lease.writer)
-            raise refused
+        raise refused
 
     def follow(self, final_id: str, first: asyncio.Future[None] | None = None) -> None:
         """See to it that an upload is joined; returns at once.
@@ -138,6 +140,10 @@ class Joins:
                     awaited = await self._attempt(final_id)
                 except (UploadBusy, LeaseUnavailable):
                     pass
+                except ApiError as exc:  # it is not what it claims to be, and has failed
+                    if first is not None and not first.done():
+                        first.set_exception(exc)
+                    return
                 except OSError as exc:
                     log.error("join_failed", upload_id=final_id, error=repr(exc))
                     if first is not None and not first.done():

@@ -24,6 +24,7 @@ from tests.ingest.evidence import (
     no_file_is_left,
     sidecar,
     snapshot,
+    tracebacks,
 )
 from tests.ingest.system_calls import injecting
 from tests.ingest.tus_client import CHUNK, TUS, Tus, id_of, metadata, path_of, unknown
@@ -252,13 +253,21 @@ def test_item_095_metadata_is_its_own(ingest: Ingest) -> None:
     """The file would get the name or the type of one of its parts."""
     tus = ingest.tus
     first = tus.create(0, {**PARTIAL, "Upload-Metadata": metadata(filename="part.bin")})
-    own = metadata(filename="whole.mp4", filetype="video/mp4")
+    own = metadata(filename="whole.dat", filetype="application/x-whole")
     path = path_of(join(tus, first, **{"Upload-Metadata": own}))
     assert tus.head(path).headers["Upload-Metadata"] == own
-    assert sidecar(ingest.data_dir, path).facts.filename == "whole.mp4"
+    assert sidecar(ingest.data_dir, path).facts.filename == "whole.dat"
     bare = path_of(join(tus, first))
     assert "Upload-Metadata" not in tus.head(bare).headers
     assert sidecar(ingest.data_dir, bare).facts.metadata == {}
+
+
+def test_a_whole_that_is_not_what_it_claims_is_refused(ingest: Ingest) -> None:
+    """Parts are judged only once they are joined, or a video could be smuggled in pieces."""
+    first = part(ingest.tus, b"no video at all" * 100)
+    answer = join(ingest.tus, first, **{"Upload-Metadata": metadata(filename="whole.mp4")})
+    assert answer.status == 415, answer
+    assert tracebacks(ingest.service) == []
 
 
 def test_item_096_parts_are_used_again(ingest: Ingest) -> None:
