@@ -10,6 +10,8 @@ import asyncio
 import sys
 import time
 
+import structlog
+
 from shared.blobs.store import LeaseUnavailable, UploadBusy
 from shared.leases import Lease, LeaseLost
 from shared.redis_leases import RedisLeases
@@ -52,4 +54,5 @@ def tell(line: str) -> None:
 
 
 if __name__ == "__main__":
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     asyncio.run(hold(sys.argv[1], sys.argv[2], float(sys.argv[3])))

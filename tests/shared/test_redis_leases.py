@@ -20,8 +20,9 @@ from shared.blobs.store import LeaseUnavailable, UploadBusy
 from shared.leases import LeaseLost
 from shared.redis_leases import RedisLease, RedisLeases, proves_absence
 from shared.sidecar import new_id
+from shared.streams import command
 from tests.processes import ROOT, RedisServer
-from tests.shared.conftest import StartRedis
+from tests.shared.conftest import ConnectTo, StartRedis
 from tests.shared.waiting import eventually
 
 TTL_S: Final = 1.0
@@ -275,6 +276,12 @@ class Holder:
                 return times
             times.append(float(at))
 
+    def stays_lost(self, seconds: float) -> None:
+        """Check that it does not believe in its lease for so long."""
+        end = time.monotonic() + seconds
+        while float((line := self._out.readline().split())[0]) < end:
+            assert line[1] == "lost"
+
 
 @contextmanager
 def holding(url: str, upload_id: str) -> Iterator[Holder]:
@@ -342,8 +349,42 @@ async def test_stopped_while_redis_forgets(
         await lease.release()  # now nobody has it, but its time has gone by
         holder.signal(signal.SIGCONT)
         await asyncio.to_thread(holder.lines_until, "lost")
+        await asyncio.to_thread(holder.stays_lost, 0.5)
         again = await take(pair[1], "a", limit_s=1)
         await watch(again, 0.5)
+
+
+async def test_woken_into_silence(start_redis: StartRedis) -> None:
+    """One whose time ran out while it was stopped does not take silence for an outage."""
+    server = start_redis(aof=False)
+    with holding(server.url, "a") as holder:
+        holder.signal(signal.SIGSTOP)
+        server.signal(signal.SIGSTOP)
+        await asyncio.sleep(1.2 * TTL_S)
+        holder.signal(signal.SIGCONT)
+        await asyncio.to_thread(holder.lines_until, "lost")
+        await asyncio.to_thread(holder.stays_lost, TTL_S)
+        server.signal(signal.SIGCONT)
+        await asyncio.to_thread(holder.lines_until, "ok")
+
+
+async def test_redis_and_holder_sleep(start_redis: StartRedis, process: Process) -> None:
+    """Time in which Redis served nobody does not count as silence of a holder."""
+    server = start_redis(aof=False)
+    with holding(server.url, "a") as holder:
+        other = await process(server.url)
+        holder.signal(signal.SIGSTOP)
+        server.signal(signal.SIGSTOP)
+        await asyncio.sleep(1.5 * TTL_S)
+        server.signal(signal.SIGCONT)
+        started = time.monotonic()
+        lease = await take(other, "a")
+        assert time.monotonic() - started > 0.9 * TTL_S
+        granted = time.monotonic()
+        holder.signal(signal.SIGCONT)
+        believed = await asyncio.to_thread(holder.lines_until, "lost")
+        assert all(at < granted for at in believed)
+        lease.check()
 
 
 # When Redis forgets, dies or hangs.
@@ -405,6 +446,27 @@ async def test_killed_while_held(
     await (await other.acquire("b")).release()
     await lease.release()
     assert (await take(other, "a", limit_s=1)).fence > lease.fence
+
+
+async def test_the_last_second_is_lost(
+    start_redis: StartRedis, connect_to: ConnectTo, process: Process
+) -> None:
+    """A lease that a restarted Redis does not know is not granted to others meanwhile."""
+    server = start_redis(aof=False)
+    redis = connect_to(server.url)
+    one, other = [await process(server.url) for _ in range(2)]
+    await settle(redis, one)
+    await command(redis, "SAVE")
+    lease = await one.acquire("a")
+    await asyncio.to_thread(server.kill)
+    await asyncio.to_thread(server.start)
+    end = time.monotonic() + 1.2 * TTL_S
+    while time.monotonic() < end:
+        lease.check()
+        with pytest.raises((UploadBusy, LeaseUnavailable)):
+            await other.acquire("a")
+        await asyncio.sleep(0.01)
+    assert await redis.hget(HELD, "a") == lease.value.encode()
 
 
 async def test_released_while_redis_is_dead(start_redis: StartRedis, process: Process) -> None:
