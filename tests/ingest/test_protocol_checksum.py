@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import os
 import time
@@ -206,6 +207,21 @@ def test_item_082_killed_in_the_middle(mortal: Ingest) -> None:
     body = os.urandom(20 * MEGABYTE - 5)
     assert tus.patch(path, 5, body, said(body)).status == 204
     assert blob(mortal.data_dir, path) == b"hello" + body
+
+
+def test_item_082_slow_body_is_thrown_away(start_ingest: Starter) -> None:
+    """A drip would hold its upload for ever because it waits beside it."""
+    ingest = start_ingest(UPLOAD_MIN_RATE="1000", UPLOAD_MIN_RATE_WINDOW="1")
+    path = ingest.tus.create(MEGABYTE)
+    with begin(ingest, path, 0, b"x", MEGABYTE) as one:
+        until = time.monotonic() + 20
+        with contextlib.suppress(ConnectionError):
+            while time.monotonic() < until and not one.has_answer():
+                one.send(b"x")
+                time.sleep(0.1)
+        answer = one.read()
+    assert (answer.status, answer.headers["Upload-Offset"]) == (408, "0")
+    assert ingest.tus.offset(path) == 0
 
 
 def test_item_082_too_long_is_thrown_away(ingest: Ingest) -> None:
