@@ -17,6 +17,7 @@ from blake3 import blake3
 from services.ingest.location import COLLECTION
 from tests.ingest.conftest import Ingest, Starter
 from tests.ingest.evidence import blob, completed_once, lifecycle, snapshot
+from tests.ingest.system_calls import injecting
 from tests.ingest.tus_client import CHUNK, Tus, id_of, path_of
 from tests.ingest.wire import Answer, Connection, Cut, chunk, head_of
 from tests.processes import wait_until
@@ -206,6 +207,26 @@ def test_item_082_killed_in_the_middle(mortal: Ingest) -> None:
     assert blob(mortal.data_dir, path) == b"hello"
     body = os.urandom(20 * MEGABYTE - 5)
     assert tus.patch(path, 5, body, said(body)).status == 204
+    assert blob(mortal.data_dir, path) == b"hello" + body
+
+
+def test_item_082_killed_while_it_is_taken(mortal: Ingest) -> None:
+    """Of a chunk that was verified, other bytes than its first ones would be left."""
+    tus, body = mortal.tus, os.urandom(2 * MEGABYTE)
+    path = tus.create(5 + len(body))
+    tus.patch(path, 0, b"hello")
+    part = mortal.data_dir / "blobs" / id_of(path)[:2] / f"{id_of(path)}.part"
+    with (
+        injecting(mortal.service.pid, "copy_file_range", part, "signal=SIGKILL"),
+        pytest.raises((EOFError, ConnectionError)),
+    ):
+        tus.patch(path, 5, body, said(body))
+    mortal.service.kill()
+    mortal.service.start()
+    offset = tus.offset(path)
+    assert blob(mortal.data_dir, path) == (b"hello" + body)[:offset]
+    rest = body[offset - 5 :]
+    assert tus.patch(path, offset, rest, said(rest)).status == 204
     assert blob(mortal.data_dir, path) == b"hello" + body
 
 
