@@ -37,7 +37,7 @@ docs: .venv/dev.stamp
 
 # docs/conformance.md, from the tests that have the number of a protocol's item in their names.
 conformance: setup
-	$(BIN)/python -m pytest -q -p tests.ingest.conformance -k test_item_ tests
+	$(BIN)/python -m pytest -q -p tests.ingest.conformance -k "test_item_ or test_items_" tests
 
 # Debian/Ubuntu packages that tests use beyond Python: a second Redis, Node.js, strace.
 setup-system:

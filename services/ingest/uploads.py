@@ -335,9 +335,11 @@ class Uploads:
         """Complete an upload that is whole, or was being completed when something broke.
 
         In the IETF protocol all bytes may be there and the client still has to say that it
-        was all (item 113).
+        was all (item 113). A final upload may have the length of a join that was cut.
         """
-        whole = writer.offset == writer.sidecar.size and writer.sidecar.protocol != "ietf"
+        sidecar = writer.sidecar
+        decides = sidecar.protocol != "ietf" and not sidecar.is_final
+        whole = decides and writer.offset == sidecar.size
         if whole or writer.visible:
             await self.complete(writer)
 

@@ -1,6 +1,7 @@
 """The page ``docs/conformance.md``: which items of the protocols pass, by which tests.
 
-A test belongs to the items in its name: ``test_item_022_wrong_offset``. Run as a plugin of
+A test belongs to the items in its name: ``test_item_022_wrong_offset``, or where one look shows
+several, ``test_items_123_124_limits`` and ``test_items_127_to_129_answers``. Run as a plugin of
 pytest (``make conformance``) this module writes the page from what the tests did.
 """
 
@@ -22,8 +23,8 @@ ROOT: Final = Path(__file__).parents[2]
 PAGE: Final = ROOT / "docs" / "conformance.md"
 
 Outcome = Literal["passed", "failed", "skipped"]
-_NAME: Final = re.compile(r"test_item_([0-9]{3})_\w+")
-_ROW: Final = re.compile(r"`(test_item_\w+)`(?: \((failed|skipped)\))?")
+_NUMBERS: Final = re.compile(r"test_items?((?:_(?:to_)?[0-9]{3})+)_")
+_ROW: Final = re.compile(r"`(test_items?_\w+)`(?: \((failed|skipped)\))?")
 _SEVERITY: Final[tuple[Outcome, ...]] = ("failed", "passed", "skipped")
 
 
@@ -41,6 +42,8 @@ class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     title: str
     items: dict[int, Item]
+    every_item_has_a_test: bool = False
+    """Whether an item that binds the server may not be without one."""
 
 
 def load_parts() -> list[Part]:
@@ -49,17 +52,22 @@ def load_parts() -> list[Part]:
     return list(msgspec.convert(content, dict[str, Part], strict=False).values())
 
 
-def items_of(name: str) -> int | None:
-    """Return the item that a test is about, if it is about one."""
-    found = _NAME.fullmatch(name)
-    return int(found[1]) if found else None
+def items_of(name: str) -> set[int]:
+    """Return the items that a test is about."""
+    found, items = _NUMBERS.match(name), set[int]()
+    last = 0
+    for to, digits in re.findall(r"_(to_)?([0-9]{3})", found[1] if found else ""):
+        items.update(range(last if to else int(digits), int(digits) + 1))
+        last = int(digits)
+    return items
 
 
 def names_in(folder: Path) -> set[str]:
     """Return the names of the tests about items in all files below a folder."""
     texts = (file.read_text() for file in folder.rglob("test_*.py"))
     found = (
-        re.findall(r"^(?:async )?def (test_item_\w+)\(", text, re.MULTILINE) for text in texts
+        re.findall(r"^(?:async )?def (test_items?_[0-9]\w+)\(", text, re.MULTILINE)
+        for text in texts
     )
     return {name for names in found for name in names}
 
@@ -78,9 +86,10 @@ def page(parts: Iterable[Part], results: Mapping[str, Outcome]) -> str:
 
     """
     parts = list(parts)
-    by_item: dict[int | None, list[str]] = defaultdict(list)
+    by_item: dict[int, list[str]] = defaultdict(list)
     for name in sorted(results):
-        by_item[items_of(name)].append(name)
+        for number in items_of(name):
+            by_item[number].append(name)
     lines = [
         "# Protocol conformance",
         "",
@@ -102,7 +111,7 @@ def page(parts: Iterable[Part], results: Mapping[str, Outcome]) -> str:
 
 
 def _totals(
-    part: Part, by_item: Mapping[int | None, list[str]], results: Mapping[str, Outcome]
+    part: Part, by_item: Mapping[int, list[str]], results: Mapping[str, Outcome]
 ) -> str:
     states = [
         _state(item, by_item.get(number, []), results) for number, item in part.items.items()
@@ -137,7 +146,7 @@ class _Recorder:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Note one phase of a test."""
         name = report.nodeid.rpartition("::")[2].partition("[")[0]
-        if items_of(name) is None or (report.when != "call" and report.passed):
+        if not items_of(name) or (report.when != "call" and report.passed):
             return
         outcome: Outcome = report.outcome
         before = self._results.get(name, outcome)

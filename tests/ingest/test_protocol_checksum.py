@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import os
 import time
@@ -16,6 +17,7 @@ from blake3 import blake3
 from services.ingest.location import COLLECTION
 from tests.ingest.conftest import Ingest, Starter
 from tests.ingest.evidence import blob, completed_once, lifecycle, snapshot
+from tests.ingest.system_calls import injecting
 from tests.ingest.tus_client import CHUNK, Tus, id_of, path_of
 from tests.ingest.wire import Answer, Connection, Cut, chunk, head_of
 from tests.processes import wait_until
@@ -206,6 +208,41 @@ def test_item_082_killed_in_the_middle(mortal: Ingest) -> None:
     body = os.urandom(20 * MEGABYTE - 5)
     assert tus.patch(path, 5, body, said(body)).status == 204
     assert blob(mortal.data_dir, path) == b"hello" + body
+
+
+def test_item_082_killed_while_it_is_taken(mortal: Ingest) -> None:
+    """Of a chunk that was verified, other bytes than its first ones would be left."""
+    tus, body = mortal.tus, os.urandom(2 * MEGABYTE)
+    path = tus.create(5 + len(body))
+    tus.patch(path, 0, b"hello")
+    part = mortal.data_dir / "blobs" / id_of(path)[:2] / f"{id_of(path)}.part"
+    with (
+        injecting(mortal.service.pid, "copy_file_range", part, "signal=SIGKILL"),
+        pytest.raises((EOFError, ConnectionError)),
+    ):
+        tus.patch(path, 5, body, said(body))
+    mortal.service.kill()
+    mortal.service.start()
+    offset = tus.offset(path)
+    assert blob(mortal.data_dir, path) == (b"hello" + body)[:offset]
+    rest = body[offset - 5 :]
+    assert tus.patch(path, offset, rest, said(rest)).status == 204
+    assert blob(mortal.data_dir, path) == b"hello" + body
+
+
+def test_item_082_slow_body_is_thrown_away(start_ingest: Starter) -> None:
+    """A drip would hold its upload for ever because it waits beside it."""
+    ingest = start_ingest(UPLOAD_MIN_RATE="1000", UPLOAD_MIN_RATE_WINDOW="1")
+    path = ingest.tus.create(MEGABYTE)
+    with begin(ingest, path, 0, b"x", MEGABYTE) as one:
+        until = time.monotonic() + 20
+        with contextlib.suppress(ConnectionError):
+            while time.monotonic() < until and not one.has_answer():
+                one.send(b"x")
+                time.sleep(0.1)
+        answer = one.read()
+    assert (answer.status, answer.headers["Upload-Offset"]) == (408, "0")
+    assert ingest.tus.offset(path) == 0
 
 
 def test_item_082_too_long_is_thrown_away(ingest: Ingest) -> None:

@@ -224,7 +224,8 @@ def test_item_094_opener_is_gone(start_ingest: Starter) -> None:
     completed_once(one.redis, path, repeats=True)
 
 
-def test_item_094_restart_takes_it_up(mortal: Ingest) -> None:
+@pytest.mark.parametrize("left", [b"hel", b"hellohell!"])
+def test_item_094_restart_takes_it_up(mortal: Ingest, left: bytes) -> None:
     """A join that a crash interrupted would be left half done, or be appended to."""
     tus = mortal.tus
     first = part(tus, b"hello", 2)
@@ -232,8 +233,9 @@ def test_item_094_restart_takes_it_up(mortal: Ingest) -> None:
     with held(mortal, path) as file:
         tus.patch(first, 2, b"llo")
         mortal.service.kill()
-        file.write_bytes(b"hel")  # as if it had died in the middle
+        file.write_bytes(left)  # as if it had died in the middle
     mortal.service.start()
+    mortal.tus.ask("HEAD", path, {})  # another protocol's question
     joined(tus, path)
     assert blob(mortal.data_dir, path) == b"hellohello"
     completed_once(mortal.redis, path, repeats=True)

@@ -13,7 +13,7 @@ from tests.ingest.evidence import (
     lifecycle,
     snapshot,
 )
-from tests.ingest.tus_client import CHUNK, TUS, Tus, created
+from tests.ingest.tus_client import CHUNK, TUS, Tus, created, path_of
 from tests.ingest.wire import Connection, chunk, head_of
 from tests.processes import wait_until
 
@@ -214,5 +214,13 @@ def test_item_071_rules_of_patch_hold(ingest: Ingest) -> None:
     coded = {**CHUNK, "Upload-Length": "5", "Content-Encoding": "gzip"}
     assert tus.post(coded, b"hello").status == 415
     assert snapshot(ingest.data_dir) == before
+
+
+def test_item_071_refusals_name_the_upload(start_ingest: Starter) -> None:
+    """A client whose first piece was refused could not go on with the upload that exists."""
+    tus = start_ingest(UPLOAD_IDLE_TIMEOUT="0.4").tus
     headers = {**CHUNK, "Upload-Length": "4", "Transfer-Encoding": "chunked"}
-    assert tus.post(headers, chunk(b"hello") + chunk(b"")).status == 413
+    long = tus.post(headers, chunk(b"hello") + chunk(b""))
+    assert (long.status, tus.offset(path_of(long))) == (413, 4)
+    silent = tus.post({**CHUNK, "Upload-Length": "9", "Content-Length": "9"}, b"hello")
+    assert (silent.status, tus.offset(path_of(silent))) == (408, 5)

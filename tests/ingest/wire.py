@@ -6,6 +6,7 @@ Knows nothing of tus; ``tests/ingest/tus_client.py`` does.
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import struct
 from collections.abc import Iterable, Mapping
@@ -131,6 +132,11 @@ class Connection:
         if not data:
             raise EOFError("the server closed the connection")
         self._seen += data
+
+    def has_answer(self) -> bool:
+        """Tell whether the server has said something, or closed, without waiting for it."""
+        readable, _, _ = select.select([self.socket], [], [], 0)
+        return bool(readable)
 
     def is_closed_by_server(self) -> bool:
         """Wait until the server ends the connection; False if it says something instead."""

@@ -22,12 +22,14 @@ from pytest_aiohttp import AiohttpClient, AiohttpServer
 from shared.errors import StartupError, Unauthorized
 from shared.identity import (
     BEARER_SUBPROTOCOL,
+    PRINCIPAL,
     IdentitySettings,
     Principal,
     authenticates_itself,
     authenticator,
     credentials,
     identify,
+    overridable,
     principal_from,
     principal_of,
     public,
@@ -141,6 +143,11 @@ async def late_socket(request: web.Request) -> web.StreamResponse:
     return ws
 
 
+async def told_who(request: web.Request) -> web.Response:
+    """Say whether there is a principal."""
+    return web.json_response(PRINCIPAL in request)
+
+
 def application(settings: IdentitySettings = REQUIRED) -> web.Application:
     """Build an application with one route of each kind."""
     app = create_application(user_told, identify(authenticator(settings)))
@@ -151,6 +158,7 @@ def application(settings: IdentitySettings = REQUIRED) -> web.Application:
     app.router.add_options("/discovery", health)
     app.router.add_get("/health", health)
     app.router.add_get("/healthz-private", whoami)
+    app.router.add_route("*", "/override", overridable(told_who))
     app.router.add_get("/ws", socket)
     app.router.add_get("/ws/late", late_socket)
     return app
@@ -456,6 +464,30 @@ async def test_options_has_no_principal(aiohttp_client: AiohttpClient) -> None:
     for headers in ({}, {"Authorization": f"Bearer {token()}"}):
         async with client.options("/whoami", headers=headers) as response:
             assert response.status == 401
+
+
+@pytest.mark.parametrize(
+    ("real", "told", "status"),
+    [
+        ("POST", "OPTIONS", 200),
+        ("GET", "options", 200),
+        ("OPTIONS", None, 200),
+        ("OPTIONS", "DELETE", 401),
+        ("OPTIONS", "", 401),
+        ("POST", None, 401),
+        ("POST", "OPTIONS,POST", 401),
+    ],
+)
+async def test_overridden_method(
+    aiohttp_client: AiohttpClient, real: str, told: str | None, status: int
+) -> None:
+    """Where the method is overridden, the real one would let in, or keep out, who asks."""
+    client = await aiohttp_client(application())
+    headers = {} if told is None else {"X-HTTP-Method-Override": told}
+    async with client.request(real, "/override", headers=headers) as response:
+        assert response.status == status
+    async with client.request("POST", "/whoami", headers=headers) as response:
+        assert response.status == 401  # the mark, not the header, makes it count
 
 
 async def test_open_mode(aiohttp_client: AiohttpClient) -> None:

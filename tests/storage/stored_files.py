@@ -38,6 +38,7 @@ async def put_file(
     tenant: str = "local",
     filename: str = "report.pdf",
     content_type: str = "application/pdf",
+    concat: str = "",
 ) -> str:
     """Keep an upload with these bytes; return its id.
 
@@ -50,6 +51,7 @@ async def put_file(
         tenant: Whose it is.
         filename: As declared.
         content_type: As declared.
+        concat: ``Upload-Concat`` of the upload.
 
     """
     upload_id, now = new_id(), now_ms()
@@ -64,7 +66,13 @@ async def put_file(
     )
     created = UploadCreated(upload_id=upload_id, seq=1, at=now, upload=facts)
     due = await store.create(
-        Sidecar(upload_id=upload_id, status="created", facts=facts, outbox=(created,))
+        Sidecar(
+            upload_id=upload_id,
+            status="created",
+            facts=facts,
+            concat=concat,
+            outbox=(created,),
+        )
     )
     writer = await store.acquire(upload_id)
     try:

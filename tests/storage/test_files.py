@@ -97,6 +97,17 @@ async def test_find_refuses(files: Files, store: FilesystemStore) -> None:
         await files.find(damaged, LOCAL)
 
 
+async def test_parts_are_no_files(files: Files, store: FilesystemStore) -> None:
+    """A piece of a parallel upload would be served, or deleted, as if it were a file."""
+    part = await put_file(store, CONTENT, concat="partial")
+    with pytest.raises(NotFound):
+        await files.find(part, LOCAL)
+    with pytest.raises(NotFound):
+        await files.delete(part, LOCAL)
+    whole = await put_file(store, CONTENT, concat=f"final;/api/v1/uploads/{part}")
+    assert (await files.find(whole, LOCAL)).offset == len(CONTENT)
+
+
 async def test_a_finish_that_a_crash_cut(files: Files, store: FilesystemStore) -> None:
     """Bytes that have their final name, but no record that says so, are no file yet."""
     unfinished = await put_file(store, CONTENT, complete=False)
