@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterable
-from typing import Final
+from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
 from shared.errors import StartupError
@@ -64,60 +65,72 @@ class Clamd:
             OSError: As reading the content raises.
 
         """
-        reader, writer = await self._connect()
-        try:
-            return _verdict(await self._converse(reader, writer, content))
-        finally:
-            writer.close()
-            with contextlib.suppress(OSError):
-                await writer.wait_closed()
-
-    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                if self._path:
-                    return await asyncio.open_unix_connection(self._path)
-                return await asyncio.open_connection(self._host, self._port)
-        except OSError as exc:
-            raise ClamdFailed(f"no connection: {exc!r}") from exc
-
-    async def _converse(
-        self,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-        content: AsyncIterable[bytes],
-    ) -> bytes:
-        """Send all of the content, or as much as the daemon takes; return its answer.
-
-        It is listened to meanwhile: once the connection is reset the answer is lost.
-        """
-        answer = asyncio.ensure_future(reader.read(_LONGEST_REPLY))
-        try:
+        # Sockets by hand: a transport that fails to write drops the answer that has come, and
+        # one that is closed still waits for the daemon to take the rest.
+        with await self._connect() as connection:
             with contextlib.suppress(_Closed):
-                await self._send(writer, b"zINSTREAM\0")
+                await self._send(connection, b"zINSTREAM\0")
                 async for piece in content:
                     for start in range(0, len(piece), _PIECE):
                         part = piece[start : start + _PIECE]
-                        await self._send(writer, len(part).to_bytes(4, "big"), part)
-                    if answer.done():
-                        break
-                await self._send(writer, bytes(4))
-            async with asyncio.timeout(self._timeout_s):
-                return await answer
-        except OSError as exc:
-            raise ClamdFailed(f"no answer: {exc!r}") from exc
-        finally:
-            answer.cancel()
+                        await self._send(connection, len(part).to_bytes(4, "big") + part)
+                await self._send(connection, bytes(4))
+            return _verdict(await self._answer(connection))
 
-    async def _send(self, writer: asyncio.StreamWriter, *parts: bytes) -> None:
-        writer.writelines(parts)
+    async def _connect(self) -> socket.socket:
+        failure: OSError = OSError("its name has no address")
         try:
             async with asyncio.timeout(self._timeout_s):
-                await writer.drain()
+                for family, where in await self._addresses():
+                    try:
+                        return await _open(family, where)
+                    except OSError as exc:
+                        failure = exc
+        except OSError as exc:
+            failure = exc
+        raise ClamdFailed(f"no connection: {failure!r}") from failure
+
+    async def _addresses(self) -> list[tuple[socket.AddressFamily, Any]]:
+        if self._path:
+            return [(socket.AF_UNIX, self._path)]
+        found = await asyncio.get_running_loop().getaddrinfo(
+            self._host, self._port, type=socket.SOCK_STREAM
+        )
+        return [(family, where) for family, _, _, _, where in found]
+
+    async def _send(self, connection: socket.socket, data: bytes) -> None:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await asyncio.get_running_loop().sock_sendall(connection, data)
         except TimeoutError:
             raise ClamdFailed("the daemon takes no more bytes") from None
         except OSError:
             raise _Closed from None  # its answer may say why
+
+    async def _answer(self, connection: socket.socket) -> bytes:
+        answer, loop = b"", asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                while len(answer) < _LONGEST_REPLY and not answer.endswith(b"\0"):
+                    data = await loop.sock_recv(connection, _LONGEST_REPLY)
+                    if not data:
+                        break
+                    answer += data
+        except OSError as exc:
+            if not answer:
+                raise ClamdFailed(f"no answer: {exc!r}") from exc
+        return answer
+
+
+async def _open(family: socket.AddressFamily, where: Any) -> socket.socket:
+    connection = socket.socket(family)
+    connection.setblocking(False)
+    try:
+        await asyncio.get_running_loop().sock_connect(connection, where)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 class _Closed(Exception):
