@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import nullcontext
 
 from aiohttp import web
@@ -13,7 +13,9 @@ from services.ingest.handlers import JOINS, LOCATIONS, SETTINGS, UPLOADS
 from services.ingest.joining import Joins
 from services.ingest.location import Locations
 from services.ingest.progress import ProgressReporter
+from services.ingest.quotas import QuotaLimits, Quotas
 from services.ingest.records import GROUP, SessionRecords
+from services.ingest.recount import Recount
 from services.ingest.routes import add_upload_routes, name_protocol
 from services.ingest.settings import Settings
 from services.ingest.status import add_status_route
@@ -25,7 +27,7 @@ from shared.lifecycle import background
 from shared.outbox import Outbox
 from shared.publisher import Publisher
 from shared.serve import HEALTH, new_application
-from shared.stream_group import StreamGroup
+from shared.stream_group import GroupEntry, StreamGroup
 from shared.streams import connect, event_stream
 
 __all__ = ["create_app", "install"]
@@ -50,6 +52,12 @@ def install(app: web.Application, settings: Settings) -> None:
     leases = make_leases(settings)
     store = make_store(settings, fsync=settings.upload_fsync, leases=leases)
     writers = Writers(store, leases)
+    limits = QuotaLimits(
+        user_bytes=settings.quota_bytes_per_user,
+        tenant_bytes=settings.quota_bytes_per_tenant,
+        user_open=settings.quota_open_uploads_per_user,
+        tenant_open=settings.quota_open_uploads_per_tenant,
+    )
 
     async def run(app: web.Application) -> AsyncIterator[None]:
         await store.open()
@@ -68,13 +76,19 @@ def install(app: web.Application, settings: Settings) -> None:
             on_republish=records.recall,
         )
         progress = ProgressReporter(publisher, records)
+        quotas = Quotas(redis, limits)
+
+        async def handle(batch: Sequence[GroupEntry]) -> None:
+            await records.handle(batch)
+            await quotas.handle(batch)
+
         group = StreamGroup(
             grouping,
             group=GROUP,
             streams=[event_stream(p) for p in range(settings.event_partitions)],
-            handle=records.handle,
+            handle=handle,
         )
-        completion = Completion(outbox, progress)
+        completion = Completion(outbox, progress, quotas)
         arrivals = Arrivals()
         uploads = app[UPLOADS] = Uploads(
             store=store,
@@ -83,6 +97,7 @@ def install(app: web.Application, settings: Settings) -> None:
             progress=progress,
             completion=completion,
             arrivals=arrivals,
+            quotas=quotas,
             settings=settings,
         )
         joins = app[JOINS] = Joins(
@@ -103,6 +118,7 @@ def install(app: web.Application, settings: Settings) -> None:
             background("records", records.run()),
             background("deletions", group.run()),
             background("joins", joins.run()),
+            background("recount", Recount(redis, store, quotas).watch()),
             background("trimming", trim_events(redis, settings.event_partitions)),
         ):
             yield

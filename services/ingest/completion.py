@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from prometheus_client import Counter
 
 from services.ingest.progress import ProgressReporter
+from services.ingest.quotas import Quotas
 from shared.blobs.store import BlobWriter
 from shared.events import UploadCompleted, UploadFailed
 from shared.outbox import Outbox
@@ -29,12 +30,14 @@ class Completion:
     Args:
         outbox: Publishes lifecycle events.
         progress: Publishes positions.
+        quotas: Counts what users keep.
 
     """
 
-    def __init__(self, outbox: Outbox, progress: ProgressReporter) -> None:
+    def __init__(self, outbox: Outbox, progress: ProgressReporter, quotas: Quotas) -> None:
         self._outbox: Final = outbox
         self._progress: Final = progress
+        self._quotas: Final = quotas
 
     async def complete(self, writer: BlobWriter) -> None:
         """Finish an upload whose bytes are all there; does nothing if that has been done.
@@ -58,6 +61,7 @@ class Completion:
         done = sidecar.after("completed", event, completed_at=now)
         self._outbox.announce(done, await writer.finish(done))
         self._progress.changed(done, writer.offset)
+        await self._quotas.settle(done, writer.offset)
         COMPLETED.inc()
         log.info("upload_completed", upload_id=sidecar.upload_id, size=writer.offset)
 
@@ -83,6 +87,7 @@ class Completion:
         failed = sidecar.after("failed", event)
         self._outbox.announce(failed, await writer.bury(failed))
         self._progress.changed(failed, 0)
+        await self._quotas.settle(failed, 0)
         FAILED.labels(code).inc()
         log.info("upload_failed", upload_id=sidecar.upload_id, code=code)
 

@@ -63,3 +63,15 @@ class Settings(CommonSettings, frozen=True, kw_only=True):
             description="base of URLs given to clients; empty: taken from the request",
         ),
     ] = ""
+    quota_bytes_per_user: Annotated[
+        int, msgspec.Meta(ge=0, lt=10**15, description="bytes a user may keep; 0 = no limit")
+    ] = 0
+    quota_bytes_per_tenant: Annotated[
+        int, msgspec.Meta(ge=0, lt=10**15, description="bytes a tenant may keep; 0 = no limit")
+    ] = 0
+    quota_open_uploads_per_user: Annotated[
+        int, msgspec.Meta(ge=0, description="uploads a user may have open; 0 = no limit")
+    ] = 0
+    quota_open_uploads_per_tenant: Annotated[
+        int, msgspec.Meta(ge=0, description="uploads a tenant may have open; 0 = no limit")
+    ] = 0

@@ -19,6 +19,7 @@ from services.ingest.checksums import Check
 from services.ingest.completion import Completion
 from services.ingest.creation import Creation
 from services.ingest.progress import ProgressReporter
+from services.ingest.quotas import Quotas
 from services.ingest.receive import Ended, receive
 from services.ingest.refusals import refusing
 from services.ingest.request_body import RequestBody
@@ -69,6 +70,7 @@ class Uploads:
         progress: Publishes positions.
         completion: Finishes what is complete.
         arrivals: Told of parts that are complete.
+        quotas: Counts what users keep.
         settings: Limits and times.
 
     """
@@ -82,6 +84,7 @@ class Uploads:
         progress: ProgressReporter,
         completion: Completion,
         arrivals: Arrivals,
+        quotas: Quotas,
         settings: Settings,
     ) -> None:
         self.store: Final = store
@@ -90,6 +93,7 @@ class Uploads:
         self._progress: Final = progress
         self._completion: Final = completion
         self._arrivals: Final = arrivals
+        self._quotas: Final = quotas
         self._idle_s: Final = settings.upload_idle_timeout
         self._least_rate: Final = settings.upload_min_rate
         self._window_s: Final = settings.upload_min_rate_window
@@ -125,6 +129,7 @@ class Uploads:
         """Open an upload; when this returns, it survives a crash.
 
         Raises:
+            QuotaExceeded, RateLimited, Unavailable: As ``Quotas.reserve``.
             OSError: The store refused; nothing is left of it.
 
         """
@@ -149,7 +154,9 @@ class Uploads:
             outbox=(UploadCreated(upload_id=upload_id, seq=1, at=now, upload=facts),),
             **creation.opened_by(username=caller.username),
         )
-        self._outbox.announce(sidecar, await self.store.create(sidecar))
+        async with self._quotas.reserved(sidecar):
+            due = await self.store.create(sidecar)
+        self._outbox.announce(sidecar, due)
         self._progress.changed(sidecar, 0)
         return sidecar
 
@@ -179,6 +186,8 @@ class Uploads:
 
         Raises:
             ChecksumMismatch: The body is not what it should be; the upload is unchanged.
+            QuotaExceeded: There is no room for more bytes of an upload without a length.
+            Unavailable: As ``Quotas.reserve``, before the first byte of such an upload.
             OSError: The disk refused; the writer's offset says what is kept.
 
         """
@@ -189,11 +198,15 @@ class Uploads:
         self._progress.begin(writer.sidecar, before)
         try:
             with RECEIVING.track_inprogress():
-                if checks:
-                    ended = await self._receive_whole(lease, body, room, checks, length)
-                else:
-                    await self._declare(writer, length)
-                    ended = await self._receive(lease, body, room, on_safe)
+                await self._reserve(writer, length)
+                async with self._quotas.growing(
+                    lease, body.length, known=length is not None
+                ) as grow:
+                    if checks:
+                        ended = await self._receive_whole(lease, body, room, checks, length)
+                    else:
+                        await self._declare(writer, length)
+                        ended = await self._receive(lease, body, room, on_safe, grow)
             await self.settle(writer)
         finally:
             BYTES.inc(max(writer.offset - before, 0))
@@ -207,8 +220,14 @@ class Uploads:
         body: RequestBody,
         room: int | None,
         on_safe: Callable[[int], Awaitable[None]] | None,
+        grow: Callable[[int], None],
     ) -> Ended:
         writer = lease.writer
+
+        def tell(offset: int) -> None:
+            self._progress.advance(writer.sidecar, offset)
+            grow(offset)
+
         try:
             return await receive(
                 body,
@@ -217,7 +236,7 @@ class Uploads:
                 idle_s=self._idle_s,
                 least_rate=self._least_rate,
                 window_s=self._window_s,
-                on_progress=lambda offset: self._progress.advance(writer.sidecar, offset),
+                on_progress=tell,
                 on_safe=on_safe,
             )
         finally:
@@ -240,6 +259,8 @@ class Uploads:
                 into=staged,
                 room=room,
                 idle_s=self._idle_s,
+                least_rate=self._least_rate,
+                window_s=self._window_s,
                 on_progress=lambda _: None,  # the upload is where it was
             )
             if ended is Ended.COMPLETE:
@@ -250,6 +271,11 @@ class Uploads:
             await staged.discard()
             await lease.writer.sync()
         return ended
+
+    async def _reserve(self, writer: BlobWriter, length: int | None) -> None:
+        """Count an upload for the length that is declared for it at last."""
+        if length is not None and length != writer.sidecar.size:
+            await self._quotas.reserve(writer.sidecar.upload_id, writer.sidecar.facts, length)
 
     async def _declare(self, writer: BlobWriter, length: int | None) -> None:
         """Set the length of an upload that had deferred it, durably."""
@@ -293,3 +319,4 @@ class Uploads:
         tombstone = sidecar.after("deleted" if finished else "cancelled", event)
         self._outbox.announce(tombstone, await writer.bury(tombstone))
         self._progress.changed(tombstone, writer.offset)
+        await self._quotas.settle(tombstone, 0)
