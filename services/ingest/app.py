@@ -9,11 +9,13 @@ from aiohttp import web
 
 from services.ingest.arrivals import Arrivals
 from services.ingest.completion import Completion
+from services.ingest.disk_guard import DiskGuard
 from services.ingest.handlers import JOINS, LOCATIONS, SETTINGS, UPLOADS
 from services.ingest.joining import Joins
 from services.ingest.location import Locations
 from services.ingest.progress import ProgressReporter
-from services.ingest.quotas import QuotaLimits, Quotas
+from services.ingest.quotas import Quotas, quota_limits
+from services.ingest.reaper import Reaper
 from services.ingest.records import GROUP, SessionRecords
 from services.ingest.recount import Recount
 from services.ingest.routes import add_upload_routes, name_protocol
@@ -22,6 +24,7 @@ from services.ingest.status import add_status_route
 from services.ingest.trimming import trim_events
 from services.ingest.uploads import Uploads
 from services.ingest.writers import Writers
+from shared.blobs.filesystem import FilesystemStore
 from shared.blobs.opening import make_leases, make_store
 from shared.lifecycle import background
 from shared.outbox import Outbox
@@ -52,11 +55,10 @@ def install(app: web.Application, settings: Settings) -> None:
     leases = make_leases(settings)
     store = make_store(settings, fsync=settings.upload_fsync, leases=leases)
     writers = Writers(store, leases)
-    limits = QuotaLimits(
-        user_bytes=settings.quota_bytes_per_user,
-        tenant_bytes=settings.quota_bytes_per_tenant,
-        user_open=settings.quota_open_uploads_per_user,
-        tenant_open=settings.quota_open_uploads_per_tenant,
+    disk = DiskGuard(
+        store.root if isinstance(store, FilesystemStore) else None,
+        least_free=settings.upload_min_free_bytes,
+        most_percent=settings.upload_max_disk_percent,
     )
 
     async def run(app: web.Application) -> AsyncIterator[None]:
@@ -76,7 +78,7 @@ def install(app: web.Application, settings: Settings) -> None:
             on_republish=records.recall,
         )
         progress = ProgressReporter(publisher, records)
-        quotas = Quotas(redis, limits)
+        quotas = Quotas(redis, quota_limits(settings))
 
         async def handle(batch: Sequence[GroupEntry]) -> None:
             await records.handle(batch)
@@ -98,6 +100,7 @@ def install(app: web.Application, settings: Settings) -> None:
             completion=completion,
             arrivals=arrivals,
             quotas=quotas,
+            disk=disk,
             settings=settings,
         )
         joins = app[JOINS] = Joins(
@@ -106,6 +109,16 @@ def install(app: web.Application, settings: Settings) -> None:
             arrivals=arrivals,
             max_size=settings.upload_max_file_size,
         )
+        reaper = Reaper(
+            store=store,
+            redis=redis,
+            outbox=outbox,
+            progress=progress,
+            completion=completion,
+            quotas=quotas,
+            lifetime_s=settings.upload_session_timeout_hours * 3600,
+        )
+        app[HEALTH].degraded["ingest.disk"] = lambda: disk.is_full
         app[HEALTH].can_serve["ingest.store"] = store.is_writable
         app[HEALTH].degraded["ingest.redis"] = lambda: publisher.degraded
         if leases is not None:
@@ -119,6 +132,8 @@ def install(app: web.Application, settings: Settings) -> None:
             background("deletions", group.run()),
             background("joins", joins.run()),
             background("recount", Recount(redis, store, quotas).watch()),
+            background("disk", disk.watch()),
+            background("reaper", reaper.watch(settings.reaper_interval)),
             background("trimming", trim_events(redis, settings.event_partitions)),
         ):
             yield

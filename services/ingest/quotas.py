@@ -28,6 +28,7 @@ from redis.asyncio import Redis
 
 from services.ingest import usage
 from services.ingest.errors import QuotaExceeded
+from services.ingest.settings import Settings
 from services.ingest.usage import Usage
 from services.ingest.writers import Lease
 from shared import events
@@ -39,7 +40,7 @@ from shared.sidecar import Sidecar
 from shared.stream_group import GroupEntry
 from shared.streams import REDIS_FAILURES
 
-__all__ = ["COUNTED", "TENANTS", "QuotaLimits", "Quotas", "tenant_key"]
+__all__ = ["COUNTED", "TENANTS", "QuotaLimits", "Quotas", "quota_limits", "tenant_key"]
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -72,6 +73,16 @@ class QuotaLimits(msgspec.Struct, frozen=True, kw_only=True):
 
     def __bool__(self) -> bool:
         return any(msgspec.structs.astuple(self))
+
+
+def quota_limits(settings: Settings) -> QuotaLimits:
+    """Return the limits that are set."""
+    return QuotaLimits(
+        user_bytes=settings.quota_bytes_per_user,
+        tenant_bytes=settings.quota_bytes_per_tenant,
+        user_open=settings.quota_open_uploads_per_user,
+        tenant_open=settings.quota_open_uploads_per_tenant,
+    )
 
 
 def _digest(name: str) -> str:

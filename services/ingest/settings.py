@@ -75,3 +75,19 @@ class Settings(CommonSettings, frozen=True, kw_only=True):
     quota_open_uploads_per_tenant: Annotated[
         int, msgspec.Meta(ge=0, description="uploads a tenant may have open; 0 = no limit")
     ] = 0
+    upload_min_free_bytes: Annotated[
+        int,
+        msgspec.Meta(ge=0, description="bytes that uploads leave free on the disk; 0 = none"),
+    ] = 268_435_456
+    upload_max_disk_percent: Annotated[
+        float,
+        msgspec.Meta(
+            gt=0, le=100, description="how full uploads may make the disk; 100 = full"
+        ),
+    ] = 100
+    reaper_interval: Annotated[
+        float,
+        msgspec.Meta(
+            ge=0, le=86_400, description="seconds between two clean-ups; 0 = `reap` is run"
+        ),
+    ] = 300

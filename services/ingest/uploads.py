@@ -14,10 +14,12 @@ import structlog
 from msgspec.structs import replace
 from prometheus_client import Counter, Gauge
 
+from services.ingest.abandoned import is_abandoned
 from services.ingest.arrivals import Arrivals
 from services.ingest.checksums import Check
 from services.ingest.completion import Completion
 from services.ingest.creation import Creation
+from services.ingest.disk_guard import DiskGuard
 from services.ingest.progress import ProgressReporter
 from services.ingest.quotas import Quotas
 from services.ingest.receive import Ended, receive
@@ -34,30 +36,13 @@ from shared.outbox import Outbox
 from shared.sidecar import Sidecar, new_id
 from shared.times import now_ms
 
-__all__ = ["Uploads", "can_expire"]
+__all__ = ["Uploads"]
 
 log = structlog.stdlib.get_logger(__name__)
 
 BYTES = Counter("ingest_bytes_total", "Bytes of uploads written to the store.")
 ENDED = Counter("ingest_bodies_total", "Bodies received, by how they ended.", ["how"])
 RECEIVING = Gauge("ingest_receiving", "Requests whose body is being received.")
-
-
-def can_expire(sidecar: Sidecar, *, visible: bool) -> bool:
-    """Tell whether an upload ends if it is left alone for too long (items 72 and 76).
-
-    Files stay, and so do records of failures as long as they do. A partial upload never becomes
-    a file: complete or not, it goes when it has not changed for a session's time, since a
-    client may join it again until then (item 96).
-
-    Args:
-        sidecar: Of the upload.
-        visible: Whether its bytes have their final name; its record may not say so yet.
-
-    """
-    if sidecar.is_partial:
-        return sidecar.status in {"created", "completed"}
-    return sidecar.status == "created" and not visible
 
 
 class Uploads:
@@ -71,6 +56,7 @@ class Uploads:
         completion: Finishes what is complete.
         arrivals: Told of parts that are complete.
         quotas: Counts what users keep.
+        disk: Keeps the disk from filling up.
         settings: Limits and times.
 
     """
@@ -85,6 +71,7 @@ class Uploads:
         completion: Completion,
         arrivals: Arrivals,
         quotas: Quotas,
+        disk: DiskGuard,
         settings: Settings,
     ) -> None:
         self.store: Final = store
@@ -94,6 +81,7 @@ class Uploads:
         self._completion: Final = completion
         self._arrivals: Final = arrivals
         self._quotas: Final = quotas
+        self.disk: Final = disk
         self._idle_s: Final = settings.upload_idle_timeout
         self._least_rate: Final = settings.upload_min_rate
         self._window_s: Final = settings.upload_min_rate_window
@@ -122,14 +110,14 @@ class Uploads:
 
     def is_expired(self, stored: Stored) -> bool:
         """Tell whether an upload was left for too long without becoming a file."""
-        overdue = time.time() > self.expires_at(stored.modified_at)
-        return overdue and can_expire(stored.sidecar, visible=stored.visible)
+        return is_abandoned(stored, self._lifetime_s, time.time())
 
     async def create(self, creation: Creation, caller: Principal) -> Sidecar:
         """Open an upload; when this returns, it survives a crash.
 
         Raises:
             QuotaExceeded, RateLimited, Unavailable: As ``Quotas.reserve``.
+            StorageFull: The disk has no room for it.
             OSError: The store refused; nothing is left of it.
 
         """
@@ -154,6 +142,7 @@ class Uploads:
             outbox=(UploadCreated(upload_id=upload_id, seq=1, at=now, upload=facts),),
             **creation.opened_by(username=caller.username),
         )
+        self.disk.admit(creation.size or 0)
         async with self._quotas.reserved(sidecar):
             due = await self.store.create(sidecar)
         self._outbox.announce(sidecar, due)
