@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import AsyncIterator, Collection
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 
 from services.ingest.completion import Completion
 from services.ingest.progress import ProgressReporter
@@ -13,7 +13,7 @@ from services.ingest.reaper import Reaper, preview
 from services.ingest.records import SessionRecords
 from services.ingest.settings import Settings
 from services.ingest.turns import TurnLost
-from shared.blobs.opening import make_store
+from shared.blobs.opening import make_leases, make_store
 from shared.blobs.store import BlobStore
 from shared.lifecycle import background
 from shared.outbox import Outbox
@@ -39,7 +39,8 @@ async def reap(settings: Settings, flags: Collection[str]) -> int:
         StartupError: The store cannot be opened, or Redis is not there.
 
     """
-    store = make_store(settings, fsync=settings.upload_fsync)
+    leases = make_leases(settings)
+    store = make_store(settings, fsync=settings.upload_fsync, leases=leases)
     lifetime_s = settings.upload_session_timeout_hours * 3600
     dry_run, count = "--dry-run" in flags, 0
     if not dry_run:
@@ -51,7 +52,10 @@ async def reap(settings: Settings, flags: Collection[str]) -> int:
                 _say(f"would reap {one}")
                 count += 1
         else:
-            async with _reaper(settings, store, lifetime_s) as reaper:
+            async with (
+                leases.running() if leases else nullcontext(),
+                _reaper(settings, store, lifetime_s) as reaper,
+            ):
                 async for one in reaper.run():
                     _say(f"reaped {one}")
                     count += 1

@@ -43,7 +43,7 @@ async def sweep(store: FilesystemStore, *, dry_run: bool = False) -> list[str]:
 
 
 async def upload(store: FilesystemStore, *, complete: bool = False) -> Sidecar:
-    """Open an upload, with a committed chunk beside its bytes; perhaps finish it."""
+    """Open an upload with some bytes; perhaps finish it."""
     sidecar = new_sidecar()
     await store.create(sidecar)
     async with writing(store, sidecar.upload_id) as writer:
@@ -77,41 +77,28 @@ async def test_files_without_a_record_go(
 
 
 async def test_chunks_without_a_record_go(store: FilesystemStore) -> None:
-    """Chunks that came before a creation that failed go with their folder."""
-    upload_id = new_id()
-    chunk = await store.stage(upload_id)
+    """Chunks that came before a creation that never followed go with their folder."""
+    chunk = await store.stage(new_id())
     await chunk.write([b"x"])
-    await chunk.commit(0, "0" * 64)
-    folder = store.path(upload_id, ".chunks")
+    folder = chunk._path.parent
     assert await sweep(store) == []
     age(folder)
     assert await sweep(store) == [folder.name]
     assert not folder.exists()
+    await chunk.discard()
 
 
 async def test_chunks_that_were_cut_go(store: FilesystemStore) -> None:
     """A chunk that was not received to its end goes; committed ones of an open upload stay."""
     sidecar = await upload(store)
     whole, cut, running = [await store.stage(sidecar.upload_id) for _ in range(3)]
-    await whole.commit(0, "0" * 64)
+    await whole.commit(sidecar.upload_id, 0, "0" * 64)
     folder = store.path(sidecar.upload_id, ".chunks")
     age(*(cut._path, folder))
     assert await sweep(store) == [f"{folder.name}/{cut._path.name}"]
     assert [one.index for one in await store.chunks(sidecar.upload_id)] == [0]
     await running.discard()
     await cut.discard()
-
-
-async def test_chunks_of_a_finished_upload_go(store: FilesystemStore) -> None:
-    """A crash right after the finish leaves chunks that nobody asks for again."""
-    sidecar = await upload(store, complete=True)
-    chunk = await store.stage(sidecar.upload_id)
-    await chunk.commit(0, "0" * 64)
-    folder = store.path(sidecar.upload_id, ".chunks")
-    assert await sweep(store) == []
-    age(folder)
-    assert await sweep(store) == [folder.name]
-    assert (await store.read(sidecar.upload_id)).visible
 
 
 async def test_what_belongs_to_an_upload_stays(store: FilesystemStore) -> None:
