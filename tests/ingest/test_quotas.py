@@ -16,10 +16,11 @@ import redis as redis_client
 from services.ingest import usage
 from services.ingest.quotas import COUNTED, tenant_key
 from services.ingest.usage import NOTHING, Usage
-from shared.events import UploadCreated, UploadExpired, UploadFacts
+from shared.events import FileDeleted, UploadCreated, UploadExpired, UploadFacts, encode
 from shared.sidecar import Sidecar, new_id
+from shared.streams import event_stream, partition_of
 from tests.ingest.conftest import Ingest, prepare, started
-from tests.ingest.evidence import tracebacks
+from tests.ingest.evidence import completed_once, lifecycle, tracebacks
 from tests.ingest.tus_client import Tus, id_of
 from tests.ingest.wire import chunk
 from tests.processes import RedisServer, running, wait_until
@@ -167,6 +168,34 @@ def test_each_end_gives_back_what_it_must(both: tuple[Ingest, Ingest]) -> None:
     assert user.head(done).status == 200
     user.delete(done)
     user.counts(bytes=0, open=0, uploads=0)
+
+
+def test_what_others_delete_counts_no_more(both: tuple[Ingest, Ingest]) -> None:
+    """Storage deletes files and only tells of it; an event that comes late revives nothing."""
+    user = User(both[0])
+    path = user.create(100)
+    user.patch(path, 0, b"x" * 100)
+    completed_once(both[0].redis, path)
+    user.counts(bytes=100, open=0, uploads=1)
+    completed = lifecycle(both[0].redis.url, path)[-1]
+    deleted = FileDeleted(
+        upload_id=id_of(path), seq=3, at=completed.at, upload=completed.upload
+    )
+    stream = event_stream(partition_of(id_of(path), 16))
+    client: Any = redis_client.Redis.from_url(both[0].redis.url)
+    for event in (deleted, deleted, completed):
+        client.xadd(stream, {"i": id_of(path), "d": encode(event)})
+        user.counts(bytes=0, open=0, uploads=0)
+    wait_until(lambda: group_is_done(client, stream), "all events are handled")
+    user.counts(bytes=0, open=0, uploads=0)
+    client.close()
+
+
+def group_is_done(client: Any, stream: str) -> bool:
+    """Tell whether ingest has handled all entries of a stream."""
+    (group,) = (one for one in client.xinfo_groups(stream) if one["name"] == b"ingest")
+    last = client.xinfo_stream(stream)["last-generated-id"]
+    return bool(group["pending"] == 0 and group["last-delivered-id"] == last)
 
 
 def test_without_a_length_bytes_count_as_they_come(both: tuple[Ingest, Ingest]) -> None:

@@ -266,7 +266,7 @@ async def test_local_buckets_are_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
     ("method", "override", "kind"),
     [
         ("OPTIONS", "", None),
-        ("OPTIONS", "PATCH", None),
+        ("OPTIONS", "PATCH", "change"),
         ("POST", "", "create"),
         ("POST", "patch", "change"),
         ("POST", "OPTIONS", "create"),
