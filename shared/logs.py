@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Literal
+from typing import Literal, TextIO
 
 import structlog
 
@@ -18,9 +18,16 @@ _LIBRARY_LEVELS = {
 }
 
 
-def configure(level: str, form: Literal["auto", "json", "console"], *, service: str) -> None:
+def configure(
+    level: str,
+    form: Literal["auto", "json", "console"],
+    *,
+    service: str,
+    stream: TextIO | None = None,
+) -> None:
     """Set up structlog and the standard library's logging, once, at start."""
-    console = form == "console" or (form == "auto" and sys.stdout.isatty())
+    stream = stream or sys.stdout
+    console = form == "console" or (form == "auto" and stream.isatty())
     steps: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -29,7 +36,7 @@ def configure(level: str, form: Literal["auto", "json", "console"], *, service: 
     ]
     if console:
         renderer: structlog.typing.Processor = structlog.dev.ConsoleRenderer(
-            colors=sys.stdout.isatty(), pad_event_to=28
+            colors=stream.isatty(), pad_event_to=28
         )
     else:
         steps.append(structlog.processors.format_exc_info)
@@ -40,7 +47,7 @@ def configure(level: str, form: Literal["auto", "json", "console"], *, service: 
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stdout)
+    handler = logging.StreamHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=steps,

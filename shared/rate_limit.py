@@ -61,10 +61,10 @@ def class_of(method: str, headers: Mapping[str, str]) -> str | None:
 
     HEAD goes with PATCH: a client that resumes needs both, whatever a dashboard reads.
     """
-    if method == hdrs.METH_OPTIONS:
+    named = _CLASSES.get(headers.get("X-HTTP-Method-Override", "").upper())
+    if named is None and method == hdrs.METH_OPTIONS:
         return None
-    named = headers.get("X-HTTP-Method-Override", "").upper()
-    return _CLASSES.get(named) or _CLASSES.get(method, "change")
+    return named or _CLASSES.get(method, "change")
 
 
 class RateLimiter:

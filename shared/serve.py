@@ -11,8 +11,9 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, Final, TypeVar
+from collections.abc import Callable, Collection, Coroutine, Mapping
+from types import MappingProxyType
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 import structlog
 from aiohttp import web
@@ -36,7 +37,17 @@ from shared.streams import REDIS_FAILURES, connect
 from shared.token_bucket import limit_of
 from shared.web import create_application
 
-__all__ = ["AUTHENTICATOR", "CORS", "HEALTH", "main", "new_application", "run", "serve"]
+__all__ = [
+    "AUTHENTICATOR",
+    "CORS",
+    "HEALTH",
+    "Command",
+    "check_redis",
+    "main",
+    "new_application",
+    "run",
+    "serve",
+]
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -120,7 +131,7 @@ async def serve(
     """
     host, _ = bind_address("PUBLIC_BIND", settings.public_bind)
     require_loopback(settings.auth_mode, host)
-    await _check_redis(settings.redis_url)
+    await check_redis(settings.redis_url)
     stop = _stop_on_signals()
     runner = web.AppRunner(
         app,
@@ -200,7 +211,13 @@ async def _listen(runner: web.AppRunner, name: str, bind: str) -> None:
         raise StartupError(f"{name}={bind}: {reason} or set {name}=host:port") from exc
 
 
-async def _check_redis(url: str | None) -> None:
+async def check_redis(url: str | None) -> None:
+    """Return if a Redis answers there.
+
+    Raises:
+        StartupError: None does; says what to do.
+
+    """
     if not url:
         raise StartupError(
             "REDIS_URL is not set: set it to the Redis that all services share, "
@@ -223,8 +240,11 @@ async def _check_redis(url: str | None) -> None:
         await redis.aclose()
 
 
-def run(job: Coroutine[Any, Any, None]) -> None:
-    """Run ``job`` to its end on uvloop where it is installed; exit 2 if it cannot start."""
+def run(job: Coroutine[Any, Any, int | None]) -> None:
+    """Run ``job`` to its end on uvloop where it is installed; exit 2 if it cannot start.
+
+    What it returns is the exit code.
+    """
     try:
         import uvloop  # noqa: PLC0415 - optional
 
@@ -233,9 +253,9 @@ def run(job: Coroutine[Any, Any, None]) -> None:
         factory = None
     try:
         with asyncio.Runner(loop_factory=factory) as runner:
-            runner.run(job)
-        if lifecycle.has_died():
-            sys.exit(1)  # an orderly end, but one that a supervisor must see
+            code = runner.run(job)
+        if code or lifecycle.has_died():
+            sys.exit(code or 1)  # an orderly end, but one that a supervisor must see
     except StartupError as exc:
         fail(exc)
     except KeyboardInterrupt:
@@ -248,32 +268,65 @@ def fail(error: StartupError) -> None:
     sys.exit(2)
 
 
+class Command(NamedTuple, Generic[S]):
+    """What ``python -m services.<name> <word>`` does instead of serving."""
+
+    job: Callable[[S, Collection[str]], Coroutine[Any, Any, int]]
+    """Takes the settings and the flags that were given; returns the exit code. Its stdout is
+    its own: logs go to stderr."""
+    flags: tuple[str, ...] = ()
+    """Those that it knows."""
+
+
 def main(
     name: str,
     kind: type[S],
     create_app: Callable[[S], web.Application],
     *,
+    commands: Mapping[str, Command[S]] = MappingProxyType({}),
     argv: list[str] | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> None:
-    """Be ``python -m services.<name>``: serve, or print the settings and exit."""
+    """Be ``python -m services.<name>``: serve, do a command, or print the settings and exit."""
     arguments = sys.argv[1:] if argv is None else argv
+    job: Coroutine[Any, Any, int | None]
     try:
         settings = load(kind, os.environ if environ is None else environ)
         if arguments == ["--print-config"]:
             print_settings(settings)
             return
-        if arguments:
-            raise StartupError(
-                f"unknown arguments {arguments}: settings come from the environment; "
-                "--print-config shows them"
-            )
-        logs.configure(settings.log_level, settings.log_format, service=name)
-        app = create_app(settings)
+        command, flags = _command(arguments, commands)
+        stream = sys.stdout if command is None else sys.stderr
+        logs.configure(settings.log_level, settings.log_format, service=name, stream=stream)
+        if command is None:
+            job = serve(create_app(settings), settings)
+        else:
+            job = command.job(settings, flags)
     except StartupError as exc:
         fail(exc)
         return
-    run(serve(app, settings))
+    run(job)
+
+
+def _command(
+    arguments: list[str], commands: Mapping[str, Command[S]]
+) -> tuple[Command[S] | None, list[str]]:
+    """Return the command that is asked for, and its flags.
+
+    Raises:
+        StartupError: The arguments are none that are known.
+
+    """
+    if not arguments:
+        return None, []
+    command, flags = commands.get(arguments[0]), arguments[1:]
+    if command is not None and set(flags) <= set(command.flags):
+        return command, flags
+    known = ["--print-config", *(" ".join([w, *c.flags]) for w, c in commands.items())]
+    raise StartupError(
+        f"unknown arguments {arguments}: settings come from the environment; "
+        f"known are: {', '.join(known)}"
+    )
 
 
 def print_settings(*settings: CommonSettings) -> None:

@@ -13,6 +13,7 @@ from services.ingest.dedupe import Dedupe, cached_result
 from services.ingest.errors import ContentMismatch, HashMismatch
 from services.ingest.hashing import SMALL, Hashing
 from services.ingest.progress import ProgressReporter
+from services.ingest.quotas import Quotas
 from services.ingest.signatures import HEAD
 from services.ingest.validation import Inspection
 from shared.blobs.store import BlobStore, BlobWriter, UploadBusy, UploadNotFound
@@ -37,6 +38,7 @@ class Completion:
         store: Where their bytes are.
         outbox: Publishes lifecycle events.
         progress: Publishes positions.
+        quotas: Counts what users keep.
         inspection: Judges content.
         hashing: Computes digests.
         dedupe: Knows who has the same bytes.
@@ -51,6 +53,7 @@ class Completion:
         outbox: Outbox,
         progress: ProgressReporter,
         *,
+        quotas: Quotas,
         inspection: Inspection,
         hashing: Hashing,
         dedupe: Dedupe,
@@ -60,6 +63,7 @@ class Completion:
         self._store: Final = store
         self._outbox: Final = outbox
         self._progress: Final = progress
+        self._quotas: Final = quotas
         self._inspection: Final = inspection
         self._hashing: Final = hashing
         self._dedupe: Final = dedupe
@@ -146,6 +150,7 @@ class Completion:
         done = checked.after("completed", event, completed_at=now, original_id=original)
         self._outbox.announce(done, await writer.finish(done))
         self._progress.changed(done, writer.offset)
+        await self._quotas.settle(done, writer.offset)
         COMPLETED.inc()
         log.info("upload_completed", upload_id=done.upload_id, size=writer.offset)
         if original:
@@ -198,6 +203,7 @@ class Completion:
         )
         self._outbox.announce(done, await writer.finish(done))
         self._progress.changed(done, writer.offset)
+        await self._quotas.settle(done, writer.offset)
         DUPLICATES.inc()
         log.info("upload_duplicate", upload_id=done.upload_id, original=original.upload_id)
         return True
@@ -225,6 +231,7 @@ class Completion:
         self._outbox.announce(failed, await writer.bury(failed))
         self._hashing.forget(sidecar.upload_id)
         self._progress.changed(failed, 0)
+        await self._quotas.settle(failed, 0)
         FAILED.labels(code).inc()
         log.info("upload_failed", upload_id=sidecar.upload_id, code=code)
 

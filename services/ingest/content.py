@@ -15,6 +15,7 @@ from services.ingest.dedupe import Dedupe
 from services.ingest.hashing import Hashing
 from services.ingest.late_digests import LateDigests
 from services.ingest.progress import ProgressReporter
+from services.ingest.quotas import Quotas
 from services.ingest.scanning import Scanning
 from services.ingest.settings import Settings
 from services.ingest.validation import Inspection
@@ -50,12 +51,15 @@ class Content:
         self.hashing: Final = Hashing(store, every=settings.enable_deduplication)
         self.dedupe: Final = Dedupe(redis, store, enabled=settings.enable_deduplication)
 
-    def completion(self, outbox: Outbox, progress: ProgressReporter) -> Completion:
+    def completion(
+        self, outbox: Outbox, progress: ProgressReporter, quotas: Quotas
+    ) -> Completion:
         """Return what finishes uploads."""
         return Completion(
             self._store,
             outbox,
             progress,
+            quotas=quotas,
             inspection=self.inspection,
             hashing=self.hashing,
             dedupe=self.dedupe,

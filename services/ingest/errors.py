@@ -22,6 +22,7 @@ __all__ = [
     "OverLimit",
     "ProcessingFailed",
     "ProtocolMismatch",
+    "QuotaExceeded",
     "UnsupportedMediaType",
     "VersionUnsupported",
 ]
@@ -123,6 +124,15 @@ class Locked(ApiError):
     """Another request writes to the upload, or has taken over from this one. Retry."""
 
     status, error_code, title = 423, "UPLOAD_LOCKED", "Locked"
+
+
+class QuotaExceeded(PayloadTooLarge):
+    """The user, or the tenant, keeps too much here. Delete something, then start again.
+
+    413 and not 507: the server has room, and clients try 5xx again.
+    """
+
+    error_code = "QUOTA_EXCEEDED"
 
 
 class BodyStalled(ApiError):

@@ -12,6 +12,7 @@ import structlog
 from aiohttp import web
 
 from services.ingest import ietf, tus
+from services.ingest.abandoned import can_expire
 from services.ingest.checksums import TUS_ALGORITHMS, Check, tus_checks
 from services.ingest.creation import Creation
 from services.ingest.errors import (
@@ -27,7 +28,7 @@ from services.ingest.receive import Ended
 from services.ingest.refusals import never_away, refusing
 from services.ingest.request_body import RequestBody
 from services.ingest.settings import Settings
-from services.ingest.uploads import Uploads, can_expire
+from services.ingest.uploads import Uploads
 from services.ingest.writers import Lease
 from shared.blobs.store import BlobWriter, Stored
 from shared.errors import ApiError, Forbidden, InvalidRequest, PayloadTooLarge, Unavailable
@@ -264,6 +265,7 @@ async def _receive(
         length=request.content_length,
         max_size=max_size,
     )
+    uploads.disk.admit(request.content_length or 0)
     body = RequestBody(request)
     await body.invite()
     ended = await uploads.append(lease, body, room, checks=checks, length=size)

@@ -227,13 +227,14 @@ async def _take(
 async def _receive(
     request: web.Request, said: ietf.Request, lease: Lease, checks: tuple[Check, ...]
 ) -> Ended:
-    writer = lease.writer
+    uploads, writer = request.app[UPLOADS], lease.writer
     length = _length_after(request, said, known=writer.sidecar.size, offset=writer.offset)
     room = _room(request, offset=writer.offset, length=length)
+    uploads.disk.admit(request.content_length or 0)
     body = RequestBody(request)
     await body.invite()
     on_safe = answers.teller(request, said)
-    ended = await request.app[UPLOADS].append(
+    ended = await uploads.append(
         lease, body, room, checks=checks, length=length, on_safe=on_safe
     )
     if ended is Ended.OVERLONG:

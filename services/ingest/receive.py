@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from enum import Enum
 from typing import Final, Protocol
 
@@ -99,32 +99,15 @@ async def receive(
     patience = Patience(
         idle_s=idle_s, least_rate=least_rate, window_s=window_s, now=loop.time()
     )
-    every_s = min(_GRAIN_S, idle_s / 4, window_s / 4)
-    ended = Ended.ASKED
-    timer: asyncio.TimerHandle
+    watch = _Watch(pump, body, patience, min(_GRAIN_S, idle_s / 4, window_s / 4))
     try:
         async with asyncio.timeout(None) as deadline:
-
-            def look() -> None:
-                nonlocal ended, timer
-                if body.is_broken():
-                    ended = Ended.CUT
-                elif patience.is_over(pump.received, loop.time()):
-                    ended = Ended.STALLED
-                else:
-                    timer = loop.call_later(every_s, look)
-                    return
-                _expire(deadline, loop.time())
-
-            timer = loop.call_later(every_s, look)
-            try:
-                lease.when_asked(lambda: _expire(deadline, loop.time()))
+            lease.when_asked(lambda: _expire(deadline, loop.time()))
+            with watch.ending(deadline):
                 return await pump.run()
-            finally:
-                timer.cancel()
     except TimeoutError:
         pump.keep_buffered()
-        return Ended.ASKED if lease.asked else ended
+        return Ended.ASKED if lease.asked else watch.verdict
     finally:
         lease.when_asked(None)
         await pump.flush()
@@ -133,6 +116,42 @@ async def receive(
 def _expire(deadline: asyncio.Timeout, now: float) -> None:
     with contextlib.suppress(RuntimeError):  # it is expiring already
         deadline.reschedule(now)
+
+
+class _Watch:
+    """Looks at a body every so often, whether bytes come or not."""
+
+    def __init__(
+        self, pump: _Pump, body: RequestBody, patience: Patience, every_s: float
+    ) -> None:
+        self._pump: Final = pump
+        self._body: Final = body
+        self._patience: Final = patience
+        self._every_s: Final = every_s
+        self.verdict = Ended.STALLED
+        """Why it has ended the body, if it has."""
+
+    @contextlib.contextmanager
+    def ending(self, deadline: asyncio.Timeout) -> Iterator[None]:
+        """Have the deadline expire once the body is broken or too slow."""
+        self._look_soon(deadline)
+        try:
+            yield
+        finally:
+            self._timer.cancel()
+
+    def _look_soon(self, deadline: asyncio.Timeout) -> None:
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(self._every_s, self._look, deadline)
+
+    def _look(self, deadline: asyncio.Timeout) -> None:
+        now = asyncio.get_running_loop().time()
+        is_broken = self._body.is_broken()
+        if is_broken or self._patience.is_over(self._pump.received, now):
+            self.verdict = Ended.CUT if is_broken else Ended.STALLED
+            _expire(deadline, now)
+        else:
+            self._look_soon(deadline)
 
 
 class _Pump:

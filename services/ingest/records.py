@@ -102,16 +102,20 @@ class SessionRecords:
         """Write what is pending, now and then, forever."""
         while True:
             await asyncio.sleep(_TICK_S)
-            while self._pending:
-                batch = [self._pending[one] for one in list(self._pending)[:_BATCH]]
-                try:
-                    await self._run([self._write(one) for one in batch])
-                except REDIS_FAILURES as exc:
-                    log.debug("records_not_written", count=len(batch), error=repr(exc))
-                    break
-                for one in batch:
-                    if self._pending.get(one.sidecar.upload_id) is one:
-                        del self._pending[one.sidecar.upload_id]
+            await self.write()
+
+    async def write(self) -> None:
+        """Write what is pending, as far as Redis takes it."""
+        while self._pending:
+            batch = [self._pending[one] for one in list(self._pending)[:_BATCH]]
+            try:
+                await self._run([self._write(one) for one in batch])
+            except REDIS_FAILURES as exc:
+                log.debug("records_not_written", count=len(batch), error=repr(exc))
+                return
+            for one in batch:
+                if self._pending.get(one.sidecar.upload_id) is one:
+                    del self._pending[one.sidecar.upload_id]
 
     def _write(self, pending: _Pending) -> Command:
         sidecar = pending.sidecar

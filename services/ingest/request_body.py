@@ -69,6 +69,11 @@ class RequestBody:
         """
         self._see = see
 
+    @property
+    def length(self) -> int | None:
+        """Bytes of the body, if they are announced."""
+        return self._request.content_length
+
     async def invite(self) -> None:
         """Tell a client that waits for it to send the body."""
         if "Expect" in self._request.headers and takes_interim(self._request):

@@ -83,3 +83,31 @@ class Settings(CommonSettings, frozen=True, kw_only=True):
             description="base of URLs given to clients; empty: taken from the request",
         ),
     ] = ""
+    quota_bytes_per_user: Annotated[
+        int, msgspec.Meta(ge=0, lt=10**15, description="bytes a user may keep; 0 = no limit")
+    ] = 0
+    quota_bytes_per_tenant: Annotated[
+        int, msgspec.Meta(ge=0, lt=10**15, description="bytes a tenant may keep; 0 = no limit")
+    ] = 0
+    quota_open_uploads_per_user: Annotated[
+        int, msgspec.Meta(ge=0, description="uploads a user may have open; 0 = no limit")
+    ] = 0
+    quota_open_uploads_per_tenant: Annotated[
+        int, msgspec.Meta(ge=0, description="uploads a tenant may have open; 0 = no limit")
+    ] = 0
+    upload_min_free_bytes: Annotated[
+        int,
+        msgspec.Meta(ge=0, description="bytes that uploads leave free on the disk; 0 = none"),
+    ] = 268_435_456
+    upload_max_disk_percent: Annotated[
+        float,
+        msgspec.Meta(
+            gt=0, le=100, description="how full uploads may make the disk; 100 = full"
+        ),
+    ] = 100
+    reaper_interval: Annotated[
+        float,
+        msgspec.Meta(
+            ge=0, le=86_400, description="seconds between two clean-ups; 0 = `reap` is run"
+        ),
+    ] = 300

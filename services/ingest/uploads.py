@@ -14,15 +14,18 @@ import structlog
 from msgspec.structs import replace
 from prometheus_client import Counter, Gauge
 
+from services.ingest.abandoned import is_abandoned
 from services.ingest.arrival import Arrival
 from services.ingest.arrivals import Arrivals
 from services.ingest.checksums import Check
 from services.ingest.completion import Completion
 from services.ingest.creation import Creation
 from services.ingest.dedupe import Dedupe
+from services.ingest.disk_guard import DiskGuard
 from services.ingest.errors import ContentMismatch
 from services.ingest.hashing import Hashing, check_declared
 from services.ingest.progress import ProgressReporter
+from services.ingest.quotas import Quotas
 from services.ingest.receive import Ended, receive
 from services.ingest.refusals import refusing
 from services.ingest.request_body import RequestBody
@@ -39,30 +42,13 @@ from shared.outbox import Outbox
 from shared.sidecar import Sidecar, new_id
 from shared.times import now_ms
 
-__all__ = ["Uploads", "can_expire"]
+__all__ = ["Uploads"]
 
 log = structlog.stdlib.get_logger(__name__)
 
 BYTES = Counter("ingest_bytes_total", "Bytes of uploads written to the store.")
 ENDED = Counter("ingest_bodies_total", "Bodies received, by how they ended.", ["how"])
 RECEIVING = Gauge("ingest_receiving", "Requests whose body is being received.")
-
-
-def can_expire(sidecar: Sidecar, *, visible: bool) -> bool:
-    """Tell whether an upload ends if it is left alone for too long (items 72 and 76).
-
-    Files stay, and so do records of failures as long as they do. A partial upload never becomes
-    a file: complete or not, it goes when it has not changed for a session's time, since a
-    client may join it again until then (item 96).
-
-    Args:
-        sidecar: Of the upload.
-        visible: Whether its bytes have their final name; its record may not say so yet.
-
-    """
-    if sidecar.is_partial:
-        return sidecar.status in {"created", "completed"}
-    return sidecar.status == "created" and not visible
 
 
 class Uploads:
@@ -78,6 +64,8 @@ class Uploads:
         inspection: Judges names and content.
         hashing: Computes digests.
         dedupe: Knows who has the same bytes.
+        quotas: Counts what users keep.
+        disk: Keeps the disk from filling up.
         settings: Limits and times.
 
     """
@@ -94,6 +82,8 @@ class Uploads:
         inspection: Inspection,
         hashing: Hashing,
         dedupe: Dedupe,
+        quotas: Quotas,
+        disk: DiskGuard,
         settings: Settings,
     ) -> None:
         self.store: Final = store
@@ -105,6 +95,8 @@ class Uploads:
         self._inspection: Final = inspection
         self._hashing: Final = hashing
         self._dedupe: Final = dedupe
+        self._quotas: Final = quotas
+        self.disk: Final = disk
         self._idle_s: Final = settings.upload_idle_timeout
         self._least_rate: Final = settings.upload_min_rate
         self._window_s: Final = settings.upload_min_rate_window
@@ -133,8 +125,7 @@ class Uploads:
 
     def is_expired(self, stored: Stored) -> bool:
         """Tell whether an upload was left for too long without becoming a file."""
-        overdue = time.time() > self.expires_at(stored.modified_at)
-        return overdue and can_expire(stored.sidecar, visible=stored.visible)
+        return is_abandoned(stored, self._lifetime_s, time.time())
 
     async def create(self, creation: Creation, caller: Principal) -> Sidecar:
         """Open an upload; when this returns, it survives a crash.
@@ -146,6 +137,8 @@ class Uploads:
             InvalidRequest: A declared digest is none.
             UnsupportedMediaType: Files of that name are not accepted, or the declared bytes
                 are not what they are said to be.
+            QuotaExceeded, RateLimited, Unavailable: As ``Quotas.reserve``.
+            StorageFull: The disk has no room for it.
             OSError: The store refused; nothing is left of it.
 
         """
@@ -173,7 +166,10 @@ class Uploads:
             **creation.opened_by(username=caller.username),
         )
         original = await self._original_of(sidecar)
-        self._outbox.announce(sidecar, await self.store.create(sidecar))
+        self.disk.admit(0 if original is not None else creation.size or 0)
+        async with self._quotas.reserved(sidecar):
+            due = await self.store.create(sidecar)
+        self._outbox.announce(sidecar, due)
         self._progress.changed(sidecar, 0)
         if original is None:
             return sidecar
@@ -223,6 +219,8 @@ class Uploads:
             ContentMismatch: The upload has failed: it is not what it claims to be. Raised as
                 soon as the bytes show it, before the rest is sent.
             HashMismatch: As ``complete``.
+            QuotaExceeded: There is no room for more bytes of an upload without a length.
+            Unavailable: As ``Quotas.reserve``, before the first byte of such an upload.
             OSError: The disk refused; the writer's offset says what is kept.
 
         """
@@ -234,11 +232,15 @@ class Uploads:
         self._hashing.begin(writer.sidecar, before)
         try:
             with RECEIVING.track_inprogress():
-                if checks:
-                    ended = await self._receive_whole(lease, body, room, checks, length)
-                else:
-                    await self._declare(writer, length)
-                    ended = await self._receive(lease, body, room, on_safe)
+                await self._reserve(writer, length)
+                async with self._quotas.growing(
+                    lease, body.length, known=length is not None
+                ) as grow:
+                    if checks:
+                        ended = await self._receive_whole(lease, body, room, checks, length)
+                    else:
+                        await self._declare(writer, length)
+                        ended = await self._receive(lease, body, room, on_safe, grow)
             self._hashing.settle(lease.upload_id, writer.offset)
             await self.settle(writer)
         except OSError:
@@ -256,8 +258,15 @@ class Uploads:
         body: RequestBody,
         room: int | None,
         on_safe: Callable[[int], Awaitable[None]] | None,
+        grow: Callable[[int], None],
     ) -> Ended:
         writer = lease.writer
+
+        def tell(offset: int) -> None:
+            self._progress.advance(writer.sidecar, offset)
+            self._hashing.advance(writer.sidecar, offset)
+            grow(offset)
+
         try:
             await self._watch(writer, body)
             return await receive(
@@ -267,7 +276,7 @@ class Uploads:
                 idle_s=self._idle_s,
                 least_rate=self._least_rate,
                 window_s=self._window_s,
-                on_progress=lambda offset: self._advanced(writer.sidecar, offset),
+                on_progress=tell,
                 on_safe=on_safe,
             )
         except ContentMismatch as exc:
@@ -275,10 +284,6 @@ class Uploads:
             raise
         finally:
             await writer.sync()
-
-    def _advanced(self, sidecar: Sidecar, offset: int) -> None:
-        self._progress.advance(sidecar, offset)
-        self._hashing.advance(sidecar, offset)
 
     async def _watch(self, writer: BlobWriter, body: RequestBody) -> None:
         """Have the bytes looked at as they come; the first ones may have come before."""
@@ -325,6 +330,11 @@ class Uploads:
             await lease.writer.sync()
         return ended
 
+    async def _reserve(self, writer: BlobWriter, length: int | None) -> None:
+        """Count an upload for the length that is declared for it at last."""
+        if length is not None and length != writer.sidecar.size:
+            await self._quotas.reserve(writer.sidecar.upload_id, writer.sidecar.facts, length)
+
     async def _declare(self, writer: BlobWriter, length: int | None) -> None:
         """Set the length of an upload that had deferred it, durably."""
         if length is not None and length != writer.sidecar.size:
@@ -370,3 +380,4 @@ class Uploads:
         self._outbox.announce(tombstone, await writer.bury(tombstone))
         self._hashing.forget(sidecar.upload_id)
         self._progress.changed(tombstone, writer.offset)
+        await self._quotas.settle(tombstone, 0)

@@ -22,7 +22,7 @@ from shared.redis_leases import RedisLeases
 
 __all__ = ["Lease", "Writers"]
 
-Reason = Literal["takeover", "shutdown"]
+Reason = Literal["takeover", "shutdown", "quota"]
 
 _ACQUIRE_S: Final = 10.0
 """How long a newcomer waits: longer than a holder needs to sync a buffer to a slow disk."""

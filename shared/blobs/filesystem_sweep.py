@@ -5,18 +5,29 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
+
+import structlog
 
 from shared.blobs.filesystem_chunks import FRESH, remove_chunks
 
 __all__ = ["sweep_leftovers"]
 
+log = structlog.stdlib.get_logger(__name__)
+
+_ALWAYS_TEMPORARY: Final = (".info.new", ".share")
+
 
 def sweep_leftovers(folder: Path, before: float, dry_run: bool) -> list[str]:
-    """Remove bytes, chunks and new records that have no record beside them and are old.
+    """Remove what is old and of no use any more; return its names.
 
-    Complete files without a record are only told: somebody may have lost it, and wants them.
+    That is: bytes and chunks without a record, new records and links that were never put in
+    place, chunks that were never committed, and chunks of uploads that have ended. Complete
+    files without a record stay, and are told in the log: somebody has lost the record, and
+    wants the file.
 
     Args:
         folder: One of the store's folders of uploads.
@@ -25,45 +36,60 @@ def sweep_leftovers(folder: Path, before: float, dry_run: bool) -> list[str]:
 
     """
     found = []
-    for path in _old_orphans(folder, before):
-        if path.suffix and not dry_run and not _remove(path):
-            continue
-        found.append(path.name if path.suffix else f"{path.name} (kept: it is complete)")
+    for path in _leftovers(folder, before):
+        if not path.suffix and path.parent == folder:
+            log.warning("file_without_record", name=path.name)
+        elif dry_run or _remove(path):
+            found.append(str(path.relative_to(folder)))
     return found
 
 
-def _old_orphans(folder: Path, before: float) -> Iterator[Path]:
+def _leftovers(folder: Path, before: float) -> Iterator[Path]:
     for path in sorted(folder.iterdir()):
-        with contextlib.suppress(FileNotFoundError):
-            stem = path.name.partition(".")[0]
-            is_old = path.stat().st_mtime < before
-            if path.suffix == ".chunks" and path.with_name(f"{stem}.part").exists():
-                yield from _old_chunks(path, before)
-            elif is_old and (
-                path.name.endswith((".info.new", ".share", ".chunks"))
-                or (path.suffix != ".info" and not path.with_name(f"{stem}.info").exists())
-            ):
+        if path.suffix == ".info":
+            continue
+        record = path.with_name(path.name.partition(".")[0] + ".info")
+        is_temporary = path.name.endswith(_ALWAYS_TEMPORARY)
+        if is_temporary or not record.exists() or _has_ended(path):
+            if _is_old(path, before):
                 yield path
+        elif path.suffix == ".chunks":
+            yield from (one for one in path.glob(f"{FRESH}*") if _is_old(one, before))
 
 
-def _old_chunks(folder: Path, before: float) -> Iterator[Path]:
-    for path in folder.glob(f"{FRESH}*"):
-        if path.stat().st_mtime < before:
-            yield path
+def _has_ended(path: Path) -> bool:
+    """Tell whether this is a folder of chunks that nothing will be made of any more."""
+    return path.suffix == ".chunks" and not path.with_suffix(".part").exists()
+
+
+def _is_old(path: Path, before: float) -> bool:
+    """Tell whether this is a file or folder that has not changed since; links are neither."""
+    with contextlib.suppress(FileNotFoundError):
+        look = path.lstat()
+        return look.st_mtime < before and stat.S_IFMT(look.st_mode) in {
+            stat.S_IFREG,
+            stat.S_IFDIR,
+        }
+    return False
 
 
 def _remove(path: Path) -> bool:
     """Remove a leftover; return whether it is gone. One that is locked is being made."""
     if path.is_dir():
         remove_chunks(path)
-        return True
-    with contextlib.suppress(FileNotFoundError):
+        return not path.exists()
+    try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink()
-        except BlockingIOError:
-            return False
-        finally:
-            os.close(fd)
+    except FileNotFoundError:
+        return False  # whoever made it has done so
+    except OSError as exc:  # the others are still to go
+        log.error("leftover_stays", name=path.name, error=repr(exc))
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink(missing_ok=True)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(fd)
     return True

@@ -406,7 +406,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_disk_full(start_ingest: Starter, small_disk: Path) -> None:
     """A full disk gives 507 and an honest offset; the upload goes on when there is room."""
-    ingest = start_ingest(data_dir=small_disk / "data")
+    ingest = start_ingest(data_dir=small_disk / "data", UPLOAD_MIN_FREE_BYTES="0")
     tus, content = ingest.tus, os.urandom(30 * MEGABYTE)
     path, other = tus.create(len(content)), tus.create(100_000)
     assert tus.patch(other, 0, bytes(50_000)).status == 204
@@ -430,7 +430,7 @@ def test_disk_full(start_ingest: Starter, small_disk: Path) -> None:
 
 def test_disk_full_at_the_last_step(start_ingest: Starter, small_disk: Path) -> None:
     """When only the record of the completion finds no room, it is made up for later."""
-    ingest = start_ingest(data_dir=small_disk / "data")
+    ingest = start_ingest(data_dir=small_disk / "data", UPLOAD_MIN_FREE_BYTES="0")
     tus = ingest.tus
     path = tus.create(1000)
     tus.patch(path, 0, b"x" * 999)

