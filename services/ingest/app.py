@@ -10,12 +10,16 @@ from aiohttp import web
 from services.ingest.arrivals import Arrivals
 from services.ingest.clamd import Clamd
 from services.ingest.content import Content
+from services.ingest.form_handlers import FORM_SESSIONS, FORM_UPLOADS, add_form_routes
+from services.ingest.form_sessions import FormSessions
+from services.ingest.form_uploads import FormUploads
 from services.ingest.handlers import JOINS, LOCATIONS, SETTINGS, UPLOADS
 from services.ingest.joining import Joins
 from services.ingest.location import Locations
 from services.ingest.progress import ProgressReporter
 from services.ingest.records import GROUP, SessionRecords
 from services.ingest.routes import add_upload_routes, name_protocol
+from services.ingest.sessions import SessionNames
 from services.ingest.settings import Settings
 from services.ingest.status import add_status_route
 from services.ingest.trimming import trim_events
@@ -110,6 +114,17 @@ def install(app: web.Application, settings: Settings) -> None:
             arrivals=arrivals,
             max_size=settings.upload_max_file_size,
         )
+        app[FORM_SESSIONS] = FormSessions(
+            app[UPLOADS],
+            names=SessionNames(
+                store, redis, ttl_s=settings.upload_session_timeout_hours * 3600
+            ),
+            progress=progress,
+            max_file_size=settings.upload_max_file_size,
+        )
+        app[FORM_UPLOADS] = FormUploads(
+            app[FORM_SESSIONS], progress=progress, settings=settings
+        )
         app[HEALTH].can_serve["ingest.store"] = store.is_writable
         app[HEALTH].degraded["ingest.redis"] = lambda: publisher.degraded
         if leases is not None:
@@ -140,4 +155,5 @@ def install(app: web.Application, settings: Settings) -> None:
     app.on_shutdown.append(let_go)
     app.on_response_prepare.append(name_protocol)
     add_upload_routes(app.router)
+    add_form_routes(app.router)
     add_status_route(app.router)

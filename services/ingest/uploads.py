@@ -25,7 +25,7 @@ from services.ingest.hashing import Hashing, check_declared
 from services.ingest.progress import ProgressReporter
 from services.ingest.receive import Ended, receive
 from services.ingest.refusals import refusing
-from services.ingest.request_body import RequestBody
+from services.ingest.request_body import Body
 from services.ingest.settings import Settings
 from services.ingest.signatures import HEAD
 from services.ingest.staging import StagedBody
@@ -194,10 +194,21 @@ class Uploads:
             self._inspection.check_start(sidecar, head, complete=True)
         return original
 
+    def remind(self, sidecar: Sidecar, modified_at: float) -> None:
+        """Tell readers of an upload that goes on after so long that they may have forgotten it.
+
+        Args:
+            sidecar: Its record.
+            modified_at: When bytes last arrived; UTC, seconds since the epoch.
+
+        """
+        if time.time() - modified_at > self._forgotten_s:
+            self._outbox.remind(sidecar)
+
     async def append(
         self,
         lease: Lease,
-        body: RequestBody,
+        body: Body,
         room: int | None,
         *,
         checks: Sequence[Check] = (),
@@ -228,8 +239,7 @@ class Uploads:
         """
         writer = lease.writer
         before = writer.offset
-        if time.time() - writer.modified_at > self._forgotten_s:
-            self._outbox.remind(writer.sidecar)
+        self.remind(writer.sidecar, writer.modified_at)
         self._progress.begin(writer.sidecar, before)
         self._hashing.begin(writer.sidecar, before)
         try:
@@ -237,7 +247,7 @@ class Uploads:
                 if checks:
                     ended = await self._receive_whole(lease, body, room, checks, length)
                 else:
-                    await self._declare(writer, length)
+                    await self.declare_length(writer, length)
                     ended = await self._receive(lease, body, room, on_safe)
             self._hashing.settle(lease.upload_id, writer.offset)
             await self.settle(writer)
@@ -253,7 +263,7 @@ class Uploads:
     async def _receive(
         self,
         lease: Lease,
-        body: RequestBody,
+        body: Body,
         room: int | None,
         on_safe: Callable[[int], Awaitable[None]] | None,
     ) -> Ended:
@@ -298,7 +308,7 @@ class Uploads:
     async def _receive_whole(
         self,
         lease: Lease,
-        body: RequestBody,
+        body: Body,
         room: int | None,
         checks: Sequence[Check],
         length: int | None,
@@ -318,14 +328,14 @@ class Uploads:
             )
             if ended is Ended.COMPLETE:
                 staged.verify()
-                await self._declare(lease.writer, length)
+                await self.declare_length(lease.writer, length)
                 await staged.append_to(lease.writer)
         finally:
             await staged.discard()
             await lease.writer.sync()
         return ended
 
-    async def _declare(self, writer: BlobWriter, length: int | None) -> None:
+    async def declare_length(self, writer: BlobWriter, length: int | None) -> None:
         """Set the length of an upload that had deferred it, durably."""
         if length is not None and length != writer.sidecar.size:
             facts = replace(writer.sidecar.facts, size=length)
