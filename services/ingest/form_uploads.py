@@ -244,7 +244,12 @@ class FormUploads:
                 said = form.parse_fields(reader.fields, self._limits)
                 if said.chunk_index is not None:
                     raise _chunk_too_large(self._limits.max_chunk_size)
-                await self._amend(writer, said, incoming.caller)
+                finished = await self._finished_before(said, incoming, begun.upload_id)
+                if finished is None:
+                    await self._amend(writer, said)
+            if finished is not None:
+                await self._abandon(writer, incoming.caller)
+                return await self._sessions.settled(finished)
             await self._uploads.complete(writer)
             return data_of(writer.sidecar, (), writer.offset)
 
@@ -304,14 +309,29 @@ class FormUploads:
             return Unavailable("The server is restarting. Send the file again.")
         return Locked("Another request has taken over.")
 
-    async def _amend(self, writer: BlobWriter, said: Submission, caller: Principal) -> None:
+    async def _finished_before(
+        self, said: Submission, incoming: Incoming, upload_id: str
+    ) -> Stored | None:
+        """Return the upload that came earlier under the name that this one wants.
+
+        Raises:
+            Locked: It is still coming.
+
+        """
+        if not said.session_id:
+            return None
+        holder = await self._sessions.names.claim(incoming.caller, said.session_id, upload_id)
+        if holder == upload_id:
+            return None
+        stored = await self._uploads.find(holder, incoming.caller)
+        self._sessions.check_fits(said, stored, incoming.kind)
+        if stored.sidecar.status == "created":
+            raise Locked("Another request is sending this file.")
+        return stored
+
+    async def _amend(self, writer: BlobWriter, said: Submission) -> None:
         """Add what the fields after the file say, and the length, to the upload's record."""
         sidecar = writer.sidecar
-        if said.session_id:  # it has the name already, unless that came after the file
-            names = self._sessions.names
-            holder = await names.claim(caller, said.session_id, sidecar.upload_id)
-            if holder != sidecar.upload_id:
-                raise Locked("Another request has sent a file under this name.")
         facts = replace(
             sidecar.facts, size=writer.offset, options=said.options, priority=said.priority
         )

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from pathlib import Path
 from typing import Final, cast
 from urllib.parse import quote
 
@@ -24,6 +25,7 @@ from services.ingest.errors import Gone
 from shared.blobs.store import BlobStore, UploadNotFound
 from shared.errors import Unavailable
 from shared.identity import Principal
+from shared.redis_script import RedisScript
 from shared.sidecar import Sidecar, SidecarDamaged
 from shared.streams import REDIS_FAILURES, Command, command, pipelined
 
@@ -45,12 +47,7 @@ _SURVEY_S: Final = 2.0
 """How old the list of all names may be that serves while Redis is away."""
 _BATCH: Final = 500
 
-_REPLACE: Final = """
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-if ARGV[2] == '' then return redis.call('DEL', KEYS[1]) end
-redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
-return 1
-"""
+_REPLACE: Final = RedisScript(Path(__file__).with_name("sessions.lua"))
 
 
 def session_key(tenant: str, user_id: str, name: str) -> str:
@@ -150,24 +147,8 @@ class SessionNames:
                 return upload_id  # whoever had it died before the upload was created
             await asyncio.sleep(_POLL_S)
 
-    async def move(self, caller: Principal, name: str, old_id: str, upload_id: str) -> str:
-        """Give a name to another upload than the one that has it; return who has it then.
-
-        Raises:
-            Unavailable: Redis is away.
-
-        """
-        key = session_key(caller.tenant, caller.user_id, name)
-        try:
-            moved = await self._replace(key, old_id.encode(), upload_id)
-        except REDIS_FAILURES as exc:
-            raise Unavailable("This session cannot be begun again just now.") from exc
-        return upload_id if moved else await self.claim(caller, name, upload_id)
-
     async def _replace(self, key: str, old: bytes, upload_id: str) -> bool:
-        replaced = await command(
-            self._redis, "EVAL", _REPLACE, 1, key, old, upload_id, self._ttl_ms
-        )
+        replaced = await _REPLACE.run(self._redis, [key], old, upload_id, self._ttl_ms)
         return bool(replaced)
 
     async def release(self, caller: Principal, name: str, upload_id: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Final
 from tests.ingest.evidence import digest
 from tests.ingest.wire import Answer, Connection, ask, head_of
 
-__all__ = ["BOUNDARY", "Forms", "Reply", "body_of", "file_part", "text_part"]
+__all__ = ["BOUNDARY", "Forms", "Reply", "body_of", "file_part", "text_part", "text_parts"]
 
 BOUNDARY: Final = "----WebKitFormBoundary7MA4YWxkTrZu0gW"
 """As a browser makes it."""
@@ -19,6 +19,11 @@ BOUNDARY: Final = "----WebKitFormBoundary7MA4YWxkTrZu0gW"
 def text_part(name: str, value: object) -> bytes:
     """Return a part that holds a field."""
     return f'Content-Disposition: form-data; name="{name}"\r\n\r\n{value}'.encode()
+
+
+def text_parts(fields: Mapping[str, object]) -> list[bytes]:
+    """Return a part for each field that has a value."""
+    return [text_part(name, text) for name, text in fields.items() if text is not None]
 
 
 def file_part(content: bytes, *, filename: str = "video.mp4", kind: str = "video/mp4") -> bytes:
@@ -67,13 +72,9 @@ class Forms:
         self.path: Final = f"/v1/upload/{kind}"
         self.headers: Final = dict(headers or {})
 
-    def post(
-        self, content: bytes, *, file_first: bool = False, filename: str = "", **fields: object
-    ) -> Reply:
-        """Send a form with a file and fields; those that are ``None`` are left out."""
-        texts = [text_part(name, text) for name, text in fields.items() if text is not None]
-        one = file_part(content, filename=filename or "video.mp4")
-        return self.post_parts([one, *texts] if file_first else [*texts, one])
+    def post(self, content: bytes, **fields: object) -> Reply:
+        """Send a form: the fields, then the file; a field that is ``None`` is left out."""
+        return self.post_parts([*text_parts(fields), file_part(content)])
 
     def post_parts(self, parts: Sequence[bytes]) -> Reply:
         """Send a form made of these parts."""
