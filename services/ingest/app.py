@@ -10,7 +10,12 @@ from aiohttp import web
 from services.ingest.arrivals import Arrivals
 from services.ingest.clamd import Clamd
 from services.ingest.content import Content
-from services.ingest.form_handlers import FORM_SESSIONS, FORM_UPLOADS, add_form_routes
+from services.ingest.form_handlers import (
+    FORM_SESSIONS,
+    FORM_UPLOADS,
+    add_form_routes,
+    close_uninvited_forms,
+)
 from services.ingest.form_sessions import FormSessions
 from services.ingest.form_uploads import FormUploads
 from services.ingest.handlers import JOINS, LOCATIONS, SETTINGS, UPLOADS
@@ -155,5 +160,6 @@ def install(app: web.Application, settings: Settings) -> None:
     app.on_shutdown.append(let_go)
     app.on_response_prepare.append(name_protocol)
     add_upload_routes(app.router)
+    app.on_response_prepare.append(close_uninvited_forms)
     add_form_routes(app.router)
     add_status_route(app.router)

@@ -26,14 +26,15 @@ from shared.errors import ApiError
 from shared.identity import principal_of
 from shared.web import json_response, problem
 
-__all__ = ["FORM_SESSIONS", "FORM_UPLOADS", "add_form_routes"]
+__all__ = ["FORM_SESSIONS", "FORM_UPLOADS", "add_form_routes", "close_uninvited_forms"]
 
 log = structlog.stdlib.get_logger(__name__)
 
 FORM_UPLOADS: Final = web.AppKey("form_uploads", FormUploads)
 FORM_SESSIONS: Final = web.AppKey("form_sessions", FormSessions)
 
-_COLLECTION: Final = "/v1/upload/{kind:video|csv|file}"
+_PREFIX: Final = "/v1/upload/"
+_COLLECTION: Final = _PREFIX + "{kind:video|csv|file}"
 _SESSION: Final = _COLLECTION + "/session/{session_id}"
 
 Handler = Callable[[web.Request], Awaitable[web.Response]]
@@ -44,6 +45,12 @@ def add_form_routes(router: web.UrlDispatcher) -> None:
     router.add_route("POST", _COLLECTION, receive_form, expect_handler=invite_later)
     router.add_get(_SESSION, read_session)
     router.add_delete(_SESSION, cancel_session)
+
+
+async def close_uninvited_forms(request: web.Request, response: web.StreamResponse) -> None:
+    """Close after every answer to a form that nobody has asked for, also to a stranger's."""
+    if request.path.startswith(_PREFIX):
+        close_uninvited(request, response)
 
 
 def _refusing(handler: Handler) -> Handler:
@@ -57,7 +64,6 @@ def _refusing(handler: Handler) -> Handler:
         except ApiError as exc:
             response = problem(exc)
         response.headers["Cache-Control"] = "no-store"
-        close_uninvited(request, response)
         if not request.content.is_eof():
             response.force_close()
         return response
