@@ -306,12 +306,18 @@ def left_open(ingest: Ingest) -> list[str]:
 @pytest.mark.parametrize("body", [STAGED, LONG], ids=["chunk", "whole"])
 def test_form_that_is_cut(alice: Forms, small: Ingest, body: bytes, how: Cut) -> None:
     """Of two hundred requests that end early, no file, connection or descriptor is left."""
+
+    def handled() -> int:
+        return small.service.log.read_text().count("request_handled")
+
+    before = handled()
     for number in range(35):
         one = alice.begin(body[: 100 + number * 12_000], length=len(body))
         one.cut(how)
         with suppress(EOFError, ConnectionError, OSError):
             one.read()
         one.socket.close()
+    wait_until(lambda: handled() == before + 35, "all are handled", limit_s=10)
     wait_until(lambda: not left_open(small), "all is closed", lambda: left_open(small), 10)
 
 
