@@ -9,10 +9,12 @@ from shared.errors import ApiError, Conflict, InvalidRequest, PayloadTooLarge
 __all__ = [
     "BodyStalled",
     "ChecksumMismatch",
+    "ChunkConflict",
     "CompletedUpload",
     "ContentMismatch",
     "DigestMismatch",
     "DigestUnreadable",
+    "FileRefused",
     "Gone",
     "HashMismatch",
     "InconsistentLength",
@@ -23,6 +25,8 @@ __all__ = [
     "ProcessingFailed",
     "ProtocolMismatch",
     "QuotaExceeded",
+    "SessionMismatch",
+    "SessionOver",
     "UnsupportedMediaType",
     "VersionUnsupported",
 ]
@@ -148,3 +152,27 @@ class ChecksumMismatch(ApiError):
     """
 
     status, error_code, title = 460, "CHECKSUM_MISMATCH", "Checksum Mismatch"
+
+
+class SessionMismatch(Conflict):
+    """The form contradicts what its session was opened with. Open another session."""
+
+    error_code = "SESSION_MISMATCH"
+
+
+class ChunkConflict(Conflict):
+    """The chunk was received before, with other bytes. The first ones stay."""
+
+    error_code = "CHUNK_CONFLICT"
+
+
+class FileRefused(ApiError):
+    """The file is whole, but not what it was declared to be. The code says what is wrong."""
+
+    status, error_code, title = 422, "FILE_REFUSED", "Unprocessable content"
+
+
+class SessionOver(Conflict):
+    """The session has ended, and not in the way that the request needs. Open another one."""
+
+    error_code = "SESSION_OVER"

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import Final
 
 from services.ingest.records import SessionRecords
 from services.ingest.speed import SpeedMeter
+from shared.blobs.store import Chunk
 from shared.events import UploadProgress
 from shared.publisher import Publisher
 from shared.sidecar import Sidecar
@@ -38,18 +40,18 @@ class ProgressReporter:
         if sidecar.upload_id not in self._meters:
             self._meters[sidecar.upload_id] = SpeedMeter(offset, time.monotonic())
 
-    def advance(self, sidecar: Sidecar, offset: int) -> None:
-        """Report that there are ``offset`` bytes now."""
+    def advance(self, sidecar: Sidecar, offset: int, chunks: Sequence[Chunk] = ()) -> None:
+        """Report that there are ``offset`` bytes now, perhaps in chunks apart."""
         meter = self._meters.get(sidecar.upload_id)
         speed = meter.advance(offset, time.monotonic()) if meter is not None else 0.0
-        self._records.note(sidecar, offset)
+        self._records.note(sidecar, offset, chunks)
         self._publish(sidecar, offset, speed)
 
-    def pause(self, sidecar: Sidecar, offset: int) -> None:
+    def pause(self, sidecar: Sidecar, offset: int, chunks: Sequence[Chunk] = ()) -> None:
         """Note the end of a request; report the upload at rest unless another one follows."""
         if sidecar.status != "created":
             return  # its end was reported
-        self.advance(sidecar, offset)
+        self.advance(sidecar, offset, chunks)
         self._stay_awake(sidecar.upload_id)
         self._resting[sidecar.upload_id] = asyncio.get_running_loop().call_later(
             _REST_S, self._rest, sidecar, offset

@@ -14,7 +14,7 @@ from enum import Enum
 from typing import Final, Protocol
 
 from services.ingest.patience import Patience
-from services.ingest.request_body import BodyCut, RequestBody
+from services.ingest.request_body import Body, BodyCut
 from services.ingest.writers import Lease
 
 __all__ = ["Ended", "Sink", "receive"]
@@ -62,8 +62,8 @@ class Sink(Protocol):
 
 
 async def receive(
-    body: RequestBody,
-    lease: Lease,
+    body: Body,
+    lease: Lease | None,
     *,
     into: Sink | None = None,
     room: int | None,
@@ -79,7 +79,7 @@ async def receive(
 
     Args:
         body: Where the bytes come from.
-        lease: The right to write, held by the caller.
+        lease: The right to write, held by the caller; ``None`` if ``into`` needs none.
         into: Where the bytes go instead of the end of the upload.
         room: Most bytes to take; ``None`` is no limit.
         idle_s: Longest silence, in seconds; a little more is forgiven, never less.
@@ -93,7 +93,9 @@ async def receive(
         OSError: The disk refused. The offset there says what was written.
 
     """
-    sink = lease.writer if into is None else into
+    sink = lease.writer if lease is not None and into is None else into
+    if sink is None:
+        raise TypeError("neither a lease nor a place to receive into")
     pump = _Pump(body, lease, sink, room=room, on_progress=on_progress, on_safe=on_safe)
     loop = asyncio.get_running_loop()
     patience = Patience(
@@ -102,14 +104,16 @@ async def receive(
     watch = _Watch(pump, body, patience, min(_GRAIN_S, idle_s / 4, window_s / 4))
     try:
         async with asyncio.timeout(None) as deadline:
-            lease.when_asked(lambda: _expire(deadline, loop.time()))
+            if lease is not None:
+                lease.when_asked(lambda: _expire(deadline, loop.time()))
             with watch.ending(deadline):
                 return await pump.run()
     except TimeoutError:
         pump.keep_buffered()
-        return Ended.ASKED if lease.asked else watch.verdict
+        return Ended.ASKED if lease is not None and lease.asked else watch.verdict
     finally:
-        lease.when_asked(None)
+        if lease is not None:
+            lease.when_asked(None)
         await pump.flush()
 
 
@@ -121,9 +125,7 @@ def _expire(deadline: asyncio.Timeout, now: float) -> None:
 class _Watch:
     """Looks at a body every so often, whether bytes come or not."""
 
-    def __init__(
-        self, pump: _Pump, body: RequestBody, patience: Patience, every_s: float
-    ) -> None:
+    def __init__(self, pump: _Pump, body: Body, patience: Patience, every_s: float) -> None:
         self._pump: Final = pump
         self._body: Final = body
         self._patience: Final = patience
@@ -159,8 +161,8 @@ class _Pump:
 
     def __init__(
         self,
-        body: RequestBody,
-        lease: Lease,
+        body: Body,
+        lease: Lease | None,
         sink: Sink,
         *,
         room: int | None,
@@ -219,7 +221,7 @@ class _Pump:
         """Tell what is on stable storage, if that is wanted and due."""
         loop = asyncio.get_running_loop()
         began = loop.time()
-        if self._on_safe is None or began < self._tell_at:
+        if self._on_safe is None or self._lease is None or began < self._tell_at:
             return
         if self._pieces:
             await self._start_write()

@@ -12,14 +12,14 @@ notes it for the next request and leaves whoever reads this one waiting.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 from aiohttp import ClientError, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from services.ingest.interim import send_interim, takes_interim
 
-__all__ = ["BodyCut", "RequestBody", "close_uninvited", "invite_later"]
+__all__ = ["Body", "BodyCut", "RequestBody", "WatchedBody", "close_uninvited", "invite_later"]
 
 _INVITED: Final = web.RequestKey("invited", bool)
 
@@ -52,6 +52,30 @@ def _ignore(_: bytes) -> None:
 
 class BodyCut(Exception):
     """The connection ended, or the framing broke, before the body was complete."""
+
+
+class Body(Protocol):
+    """Bytes that come from a client; ``RequestBody`` says what the methods promise."""
+
+    async def read(self) -> bytes:
+        """Return what has arrived, at least one byte; ``b""`` at the end. May be cancelled."""
+
+    def buffered(self) -> bytes:
+        """Return what has arrived and was not read yet, perhaps nothing."""
+
+    def is_broken(self) -> bool:
+        """Tell whether the framing broke, so that the end of the body can never come."""
+
+
+class WatchedBody(Body, Protocol):
+    """A body whose pieces can be looked at on their way."""
+
+    @property
+    def length(self) -> int | None:
+        """Bytes that are announced, if that is known."""
+
+    def watch(self, see: Callable[[bytes], None]) -> None:
+        """Have each piece shown to ``see`` before it is handed out."""
 
 
 class RequestBody:

@@ -18,6 +18,18 @@ class Settings(CommonSettings, frozen=True, kw_only=True):
     upload_max_file_size: Annotated[
         int, msgspec.Meta(ge=0, lt=10**18, description="largest upload in bytes; 0 = no limit")
     ] = 524_288_000
+    upload_max_chunk_size: Annotated[
+        int, msgspec.Meta(ge=1, lt=10**18, description="largest chunk of a form in bytes")
+    ] = 10_485_760
+    upload_max_chunks: Annotated[
+        int, msgspec.Meta(ge=1, le=10_000, description="most chunks of one file by form")
+    ] = 100
+    default_processing_priority: Annotated[
+        int,
+        msgspec.Meta(
+            ge=1, le=10, description="priority of processing where none is asked; 10 is highest"
+        ),
+    ] = 5
     upload_session_timeout_hours: Annotated[
         float,
         msgspec.Meta(

@@ -28,7 +28,7 @@ from services.ingest.progress import ProgressReporter
 from services.ingest.quotas import Quotas
 from services.ingest.receive import Ended, receive
 from services.ingest.refusals import refusing
-from services.ingest.request_body import RequestBody
+from services.ingest.request_body import WatchedBody
 from services.ingest.settings import Settings
 from services.ingest.signatures import HEAD
 from services.ingest.staging import StagedBody
@@ -95,7 +95,7 @@ class Uploads:
         self._inspection: Final = inspection
         self._hashing: Final = hashing
         self._dedupe: Final = dedupe
-        self._quotas: Final = quotas
+        self.quotas: Final = quotas
         self.disk: Final = disk
         self._idle_s: Final = settings.upload_idle_timeout
         self._least_rate: Final = settings.upload_min_rate
@@ -167,7 +167,7 @@ class Uploads:
         )
         original = await self._original_of(sidecar)
         self.disk.admit(0 if original is not None else creation.size or 0)
-        async with self._quotas.reserved(sidecar):
+        async with self.quotas.reserved(sidecar):
             due = await self.store.create(sidecar)
         self._outbox.announce(sidecar, due)
         self._progress.changed(sidecar, 0)
@@ -190,10 +190,21 @@ class Uploads:
             self._inspection.check_start(sidecar, head, complete=True)
         return original
 
+    def remind(self, sidecar: Sidecar, modified_at: float) -> None:
+        """Tell readers of an upload that goes on after so long that they may have forgotten it.
+
+        Args:
+            sidecar: Its record.
+            modified_at: When bytes last arrived; UTC, seconds since the epoch.
+
+        """
+        if time.time() - modified_at > self._forgotten_s:
+            self._outbox.remind(sidecar)
+
     async def append(
         self,
         lease: Lease,
-        body: RequestBody,
+        body: WatchedBody,
         room: int | None,
         *,
         checks: Sequence[Check] = (),
@@ -226,20 +237,19 @@ class Uploads:
         """
         writer = lease.writer
         before = writer.offset
-        if time.time() - writer.modified_at > self._forgotten_s:
-            self._outbox.remind(writer.sidecar)
+        self.remind(writer.sidecar, writer.modified_at)
         self._progress.begin(writer.sidecar, before)
         self._hashing.begin(writer.sidecar, before)
         try:
             with RECEIVING.track_inprogress():
                 await self._reserve(writer, length)
-                async with self._quotas.growing(
+                async with self.quotas.growing(
                     lease, body.length, known=length is not None
                 ) as grow:
                     if checks:
                         ended = await self._receive_whole(lease, body, room, checks, length)
                     else:
-                        await self._declare(writer, length)
+                        await self.declare_length(writer, length)
                         ended = await self._receive(lease, body, room, on_safe, grow)
             self._hashing.settle(lease.upload_id, writer.offset)
             await self.settle(writer)
@@ -255,7 +265,7 @@ class Uploads:
     async def _receive(
         self,
         lease: Lease,
-        body: RequestBody,
+        body: WatchedBody,
         room: int | None,
         on_safe: Callable[[int], Awaitable[None]] | None,
         grow: Callable[[int], None],
@@ -285,7 +295,7 @@ class Uploads:
         finally:
             await writer.sync()
 
-    async def _watch(self, writer: BlobWriter, body: RequestBody) -> None:
+    async def _watch(self, writer: BlobWriter, body: WatchedBody) -> None:
         """Have the bytes looked at as they come; the first ones may have come before."""
         sidecar, offset = writer.sidecar, writer.offset
         head = b""
@@ -303,7 +313,7 @@ class Uploads:
     async def _receive_whole(
         self,
         lease: Lease,
-        body: RequestBody,
+        body: WatchedBody,
         room: int | None,
         checks: Sequence[Check],
         length: int | None,
@@ -323,7 +333,7 @@ class Uploads:
             )
             if ended is Ended.COMPLETE:
                 staged.verify()
-                await self._declare(lease.writer, length)
+                await self.declare_length(lease.writer, length)
                 await staged.append_to(lease.writer)
         finally:
             await staged.discard()
@@ -333,9 +343,9 @@ class Uploads:
     async def _reserve(self, writer: BlobWriter, length: int | None) -> None:
         """Count an upload for the length that is declared for it at last."""
         if length is not None and length != writer.sidecar.size:
-            await self._quotas.reserve(writer.sidecar.upload_id, writer.sidecar.facts, length)
+            await self.quotas.reserve(writer.sidecar.upload_id, writer.sidecar.facts, length)
 
-    async def _declare(self, writer: BlobWriter, length: int | None) -> None:
+    async def declare_length(self, writer: BlobWriter, length: int | None) -> None:
         """Set the length of an upload that had deferred it, durably."""
         if length is not None and length != writer.sidecar.size:
             facts = replace(writer.sidecar.facts, size=length)
@@ -380,4 +390,4 @@ class Uploads:
         self._outbox.announce(tombstone, await writer.bury(tombstone))
         self._hashing.forget(sidecar.upload_id)
         self._progress.changed(tombstone, writer.offset)
-        await self._quotas.settle(tombstone, 0)
+        await self.quotas.settle(tombstone, 0)

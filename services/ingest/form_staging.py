@@ -1,0 +1,105 @@
+"""From a form to the store: the beginning of a file, hashed beside its receipt."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from services.ingest.form_reader import FilePart
+from services.ingest.receive import Ended, receive
+from services.ingest.settings import Settings
+from shared.blobs.store import ChunkWriter
+
+__all__ = ["Staged", "stage_file"]
+
+
+class Staged(msgspec.Struct, frozen=True, kw_only=True):
+    """What was taken of a file."""
+
+    size: int
+    """Bytes."""
+    digest: str
+    """SHA-256, hex."""
+    is_whole: bool
+    """The file has ended. If not, there are more bytes than were asked for."""
+    ended: Ended
+    """Why receiving ended; only what is ``COMPLETE`` is of use."""
+
+
+class _Beginning:
+    """A file as a body that ends after so many bytes, and a little more."""
+
+    def __init__(self, part: FilePart, most: int) -> None:
+        self._part: Final = part
+        self._most: Final = most
+        self._size = 0
+        self.is_whole = False
+
+    async def read(self) -> bytes:
+        if self._size > self._most:
+            return b""
+        piece = await self._part.read()
+        self.is_whole = not piece
+        self._size += len(piece)
+        return piece
+
+    def buffered(self) -> bytes:
+        return self._part.buffered()
+
+    def is_broken(self) -> bool:
+        return self._part.is_broken()
+
+
+class _Hashed:
+    """Where the bytes go."""
+
+    def __init__(self, writer: ChunkWriter) -> None:
+        self._writer: Final = writer
+        self.sha: Final = hashlib.sha256()
+        self.offset = 0
+
+    async def write(self, pieces: Sequence[bytes]) -> None:
+        await asyncio.gather(self._writer.write(pieces), asyncio.to_thread(self._hash, pieces))
+        self.offset += sum(map(len, pieces))
+
+    def _hash(self, pieces: Sequence[bytes]) -> None:
+        for piece in pieces:
+            self.sha.update(piece)
+
+
+async def stage_file(
+    part: FilePart, writer: ChunkWriter, *, most: int, settings: Settings
+) -> Staged:
+    """Receive a file, up to a little more than ``most`` bytes if it has more.
+
+    Args:
+        part: Where the bytes come from.
+        writer: Takes them.
+        most: Bytes after which nothing more is read.
+        settings: How slow the client may be.
+
+    Raises:
+        OSError: The store failed.
+
+    """
+    beginning, hashed = _Beginning(part, most), _Hashed(writer)
+    ended = await receive(
+        beginning,
+        None,
+        into=hashed,
+        room=None,
+        idle_s=settings.upload_idle_timeout,
+        least_rate=settings.upload_min_rate,
+        window_s=settings.upload_min_rate_window,
+        on_progress=lambda _: None,
+    )
+    return Staged(
+        size=hashed.offset,
+        digest=hashed.sha.hexdigest(),
+        is_whole=beginning.is_whole,
+        ended=ended,
+    )
