@@ -43,7 +43,7 @@ everyone for the local user, without a token, and answers only requests to a loo
 401 means no or bad credentials, 403 good ones for something that is somebody else's, 404 that
 there is no such thing. Errors in JSON are a `Problem` with one of the codes at the end. Times
 are RFC 3339 in UTC, sizes and offsets are bytes. Every answer has `X-Request-ID`, the request's
-own if it brought one."""
+own if it brought one; where requests are limited, also `RateLimit` and `RateLimit-Policy`."""
 
 _TAGGED: Final = (
     Header("ETag", str, "Changes with the content"),

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 import msgspec
 
-from shared.errors import ApiError, Forbidden, Problem, Unauthorized
+from shared.errors import ApiError, Forbidden, Problem, RateLimited, Unauthorized
 
 __all__ = [
     "JSON",
@@ -92,7 +92,9 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     body: Body | None = None
     responses: Mapping[int, Response]
     errors: tuple[type[ApiError], ...] = ()
-    """Besides 500, and 401 and 403 where callers are known."""
+    """Besides 429 and 500, and 401 and 403 where callers are known."""
+    codes: Mapping[str, str] = {}
+    """Further codes of these errors: status and meaning, as in ``"410: It was cancelled."``"""
     errors_in: tuple[str, ...] = (PROBLEM,)
     """Media types of refusals."""
     headers: tuple[Header, ...] = ()
@@ -116,7 +118,11 @@ _LIBRARY_STATUSES: Final = (400, 404, 405, 413, 417)
 _ALWAYS: Final = (Header("X-Request-ID", str, "Names the request in our logs"),)
 _BY_STATUS: Final[Mapping[int, tuple[Header, ...]]] = {
     401: (Header("WWW-Authenticate", str, "Which credentials are asked for (RFC 6750)"),),
-    429: (Header("Retry-After", int, "Seconds to wait"),),
+    429: (
+        Header("Retry-After", int, "Seconds to wait"),
+        Header("RateLimit", str, "What is left, and when it is back", always=False),
+        Header("RateLimit-Policy", str, "The limit that was passed", always=False),
+    ),
     503: (Header("Retry-After", int, "Seconds to wait"),),
 }
 _SECURITY: Final[Mapping[Access, list[dict[str, list[str]]]]] = {
@@ -183,6 +189,7 @@ def _both(a: Operation, b: Operation) -> Operation:
             for status in sorted({*a.responses, *b.responses})
         },
         errors=tuple(dict.fromkeys(a.errors + b.errors)),
+        codes={**a.codes, **b.codes},
         errors_in=tuple(dict.fromkeys(a.errors_in + b.errors_in)),
         headers=_union(a.headers, b.headers),
         examples=a.examples + b.examples,
@@ -285,8 +292,11 @@ def _kinds(operation: Operation) -> Iterable[Kind]:
 def _error_codes(operations: Iterable[Operation]) -> dict[str, Any]:
     """Return the schema of all codes: of the errors' classes, and of the HTTP library."""
     meanings: dict[str, str] = {}
-    for one in (error for operation in operations for error in _errors(operation)):
-        meanings.setdefault(one.error_code, f"{one.status}: {_meaning(one)}")
+    for operation in operations:
+        for one in _errors(operation):
+            meanings.setdefault(one.error_code, f"{one.status}: {_meaning(one)}")
+        for code, meaning in operation.codes.items():
+            meanings.setdefault(code, meaning)
     for status in _LIBRARY_STATUSES:
         text = f"{status}: {HTTPStatus(status).description or HTTPStatus(status).phrase}."
         meanings.setdefault(_phrase_code(status), text)
@@ -309,7 +319,8 @@ def _meaning(error: type[ApiError]) -> str:
 
 def _errors(operation: Operation) -> tuple[type[ApiError], ...]:
     known = () if operation.access == "public" else (Unauthorized, Forbidden)
-    return tuple(dict.fromkeys((*operation.errors, *known, ApiError)))
+    limited = () if operation.method == "OPTIONS" else (RateLimited,)
+    return tuple(dict.fromkeys((*operation.errors, *known, *limited, ApiError)))
 
 
 def _responses(operation: Operation) -> dict[int, Response]:
@@ -325,9 +336,14 @@ def _responses(operation: Operation) -> dict[int, Response]:
             found[status] = Response(text, known.headers, {**refusal.media, **known.media})
     every = operation.headers + _ALWAYS
     return {
-        status: msgspec.structs.replace(one, headers=one.headers + every)
+        status: msgspec.structs.replace(one, headers=_with(one.headers, every))
         for status, one in sorted(found.items())
     }
+
+
+def _with(own: tuple[Header, ...], every: tuple[Header, ...]) -> tuple[Header, ...]:
+    known = {one.name for one in own}
+    return (*own, *(one for one in every if one.name not in known))
 
 
 def _refusal(error: type[ApiError], operation: Operation) -> Response:

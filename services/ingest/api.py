@@ -41,6 +41,18 @@ BYTES: Final = {"type": "string", "format": "binary"}
 ID: Final = Parameter("upload_id", "path", uuid.UUID, "Id of the upload.")
 _VERSION: Final = Parameter("Tus-Resumable", "header", Literal["1.0.0"], "Version of tus.")
 _SPEAKS_TUS: Final = (Header("Tus-Resumable", str, "Version of tus"),)
+_CREATES: Final = (
+    *_SPEAKS_TUS,
+    Header("Location", str, "URL of the upload, of refusals if there is one", always=False),
+)
+_CHECKSUM: Final = Parameter(
+    "Upload-Checksum",
+    "header",
+    str,
+    "Name and Base64 digest of the body, such as `sha1 Kq5sNclPz7QV2+lfQIuc6R7oRu0=`; a body "
+    "with another digest is thrown away.",
+    always=False,
+)
 _IN_TEXT: Final = (TEXT, PROBLEM)
 _NO_STORE: Final = Header("Cache-Control", str, "`no-store`")
 _OFFSET: Final = Header("Upload-Offset", int, "So many bytes are on stable storage")
@@ -52,8 +64,23 @@ _TOO_LATE: Final = Response("", (Header("Upload-Offset", int, "", always=False),
 _OTHER_VERSION: Final = Response(
     "", (Header("Tus-Version", str, "Versions that are spoken", always=False),)
 )
+_SUPPORTED: Final = Response(
+    "This is.",
+    (
+        Header("Tus-Version", str, "Versions, the preferred one first"),
+        Header("Tus-Extension", str, "Extensions that are spoken"),
+        Header("Tus-Checksum-Algorithm", str, "Digests that `Upload-Checksum` may name"),
+        Header("Tus-Max-Size", int, "Largest upload in bytes", always=False),
+    ),
+)
 _STATE: Final = (
-    _OFFSET,
+    Header(
+        "Upload-Offset",
+        int,
+        "So many bytes are on stable storage; absent while a final upload is not joined yet",
+        always=False,
+    ),
+    Header("Upload-Concat", str, "As the client gave it", always=False),
     Header("Upload-Length", int, "Size of the whole; absent while deferred", always=False),
     Header("Upload-Defer-Length", int, "`1` while the length is deferred", always=False),
     Header("Upload-Metadata", str, "As the client gave it", always=False),
@@ -67,6 +94,7 @@ _RECEIVING: Final = (
     errors.UnsupportedMediaType,
     errors.OffsetMismatch,
     errors.BodyStalled,
+    errors.ChecksumMismatch,
     PayloadTooLarge,
     StorageFull,
 )
@@ -79,16 +107,7 @@ _TUS: Final = (
         summary="Ask what is supported",
         access="public",
         headers=_SPEAKS_TUS,
-        responses={
-            204: Response(
-                "This is.",
-                (
-                    Header("Tus-Version", str, "Versions, the preferred one first"),
-                    Header("Tus-Extension", str, "Extensions that are spoken"),
-                    Header("Tus-Max-Size", int, "Largest upload in bytes", always=False),
-                ),
-            )
-        },
+        responses={204: _SUPPORTED},
         examples=("curl -i -X OPTIONS $URL/api/v1/uploads",),
     ),
     Operation(
@@ -96,8 +115,8 @@ _TUS: Final = (
         method="POST",
         path=COLLECTION,
         summary="Open an upload, perhaps with its first bytes",
-        about="tus: exactly one of `Upload-Length` and `Upload-Defer-Length` is needed. A body "
-        f"of type `{CHUNK_TYPE}` is the first piece; others are ignored.",
+        about="tus: one of `Upload-Length` and `Upload-Defer-Length` is needed, none for a "
+        f"final upload. A body of type `{CHUNK_TYPE}` is the first piece; others are ignored.",
         parameters=(
             _VERSION,
             Parameter("Upload-Length", "header", Count, "Size of the whole.", always=False),
@@ -116,23 +135,27 @@ _TUS: Final = (
                 "`filetype` name the file.",
                 always=False,
             ),
+            Parameter(
+                "Upload-Concat",
+                "header",
+                str,
+                "`partial`: this is a piece of another upload. `final;` and the URLs of "
+                "pieces: it is made of them, and they may still be coming in.",
+                always=False,
+            ),
+            _CHECKSUM,
         ),
         body=msgspec.structs.replace(CHUNK, meaning="The first bytes, if any."),
-        headers=_SPEAKS_TUS,
+        headers=_CREATES,
         responses={
             201: Response(
                 "It is open, and survives a crash.",
-                (
-                    _LOCATION,
-                    msgspec.structs.replace(_OFFSET, always=False),
-                    *_STATE[1:4],
-                    _EXPIRES,
-                ),
+                (_LOCATION, *_STATE[:-1]),
             ),
             408: _TOO_LATE,
             412: _OTHER_VERSION,
         },
-        errors=(*_RECEIVING, errors.VersionUnsupported, errors.Locked, Unavailable),
+        errors=(*_RECEIVING, errors.VersionUnsupported, *_STORE),
         errors_in=_IN_TEXT,
         examples=(
             f'curl -i -X POST $URL{COLLECTION} -H "Authorization: Bearer $TOKEN" \\\n'
@@ -151,15 +174,7 @@ _TUS: Final = (
         access="public",
         parameters=(ID,),
         headers=_SPEAKS_TUS,
-        responses={
-            204: Response(
-                "This is.",
-                (
-                    Header("Tus-Version", str, "Versions, the preferred one first"),
-                    Header("Tus-Extension", str, "Extensions that are spoken"),
-                ),
-            )
-        },
+        responses={204: _SUPPORTED},
     ),
     Operation(
         name="read_offset",
@@ -196,6 +211,7 @@ _TUS: Final = (
                 "Size of the whole, if it was deferred.",
                 always=False,
             ),
+            _CHECKSUM,
         ),
         body=CHUNK,
         headers=_SPEAKS_TUS,

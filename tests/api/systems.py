@@ -17,7 +17,11 @@ from tests.processes import RedisServer, ServiceProcess, running
 __all__ = ["STATES", "System", "all_in_one", "separate"]
 
 SECRET: Final = "a secret of the tests, long enough"
-LIMITS: Final = {"UPLOAD_MAX_FILE_SIZE": "1000", "UPLOAD_IDLE_TIMEOUT": "2"}
+LIMITS: Final = {
+    "UPLOAD_MAX_FILE_SIZE": "1000",
+    "UPLOAD_IDLE_TIMEOUT": "2",
+    "RATE_LIMIT_ENABLED": "false",
+}
 
 
 def token_of(user_id: str) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -117,6 +118,19 @@ def test_every_error_code_is_listed() -> None:
     listed = generate.api_document()["components"]["schemas"]["ErrorCode"]["enum"]
 
     assert {one.error_code for one in subclasses(ApiError)} - set(listed) == set()
+    assert codes_in_place() - set(listed) == set()
+
+
+def codes_in_place() -> set[str]:
+    """Return the codes that are given to an error where it is raised."""
+    trees = (ast.parse(path.read_text()) for path in rules.modules(generate.ROOT).values())
+    given = (
+        node.value
+        for tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, ast.keyword) and node.arg == "error_code"
+    )
+    return {str(value.value) for value in given if isinstance(value, ast.Constant)}
 
 
 def test_the_committed_document_is_current() -> None:

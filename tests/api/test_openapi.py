@@ -64,7 +64,7 @@ def test_refusals_come_from_error_classes() -> None:
     made = described(operation(errors=(NotFound, Unavailable)))
 
     answers = made["paths"]["/things/{id}"]["get"]["responses"]
-    assert answers.keys() == {"200", "401", "403", "404", "500", "503"}
+    assert answers.keys() == {"200", "401", "403", "404", "429", "500", "503"}
     assert answers["404"]["description"] == "There is no such thing, or it is gone."
     assert answers["404"]["content"].keys() == {PROBLEM}
     assert answers["503"]["headers"]["Retry-After"]["required"]
@@ -75,7 +75,7 @@ def test_public_operations_refuse_nobody() -> None:
     """What anyone may ask for is not answered 401."""
     made = described(operation(access="public"))["paths"]["/things/{id}"]["get"]
 
-    assert made["responses"].keys() == {"200", "500"}
+    assert made["responses"].keys() == {"200", "429", "500"}
     assert made["security"] == []
 
 
@@ -106,6 +106,16 @@ def test_error_codes_are_listed_with_their_meaning() -> None:
     assert told["CONFLICT"].startswith("409: The request does not fit")
     assert {"INTERNAL_SERVER_ERROR", "UNAUTHORIZED_ACCESS", "METHOD_NOT_ALLOWED"} <= told.keys()
     assert "STORAGE_FULL" not in told
+
+
+def test_an_error_may_have_further_codes() -> None:
+    """A code that a place gives to an error of a general kind is listed too."""
+    further = {"THING_LOCKED": "409: Somebody else has it."}
+    made = described(operation(errors=(Conflict,), codes=further))
+
+    codes = made["components"]["schemas"]["ErrorCode"]
+    told = dict(zip(codes["enum"], codes["x-enum-descriptions"], strict=True))
+    assert told["THING_LOCKED"] == "409: Somebody else has it."
 
 
 def test_problem_is_what_is_sent() -> None:
@@ -163,7 +173,7 @@ def test_protocols_on_one_route_are_joined() -> None:
     needed = {each["name"]: each["required"] for each in both["parameters"]}
     assert needed == {"id": True, "Version": False}
     assert both["requestBody"]["content"].keys() == {"a/a", "b/b"}
-    assert both["responses"].keys() == {"200", "201", "401", "403", "404", "409", "500"}
+    assert both["responses"].keys() == {"200", "201", "401", "403", "404", "409", "429", "500"}
     found = both["responses"]["201"]["headers"]
     required = {name: each["required"] for name, each in found.items()}
     assert required == {
