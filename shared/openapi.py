@@ -22,6 +22,7 @@ __all__ = [
     "TEXT",
     "Body",
     "Header",
+    "Kind",
     "Operation",
     "Parameter",
     "Response",

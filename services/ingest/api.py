@@ -1,4 +1,4 @@
-"""What ingest offers, for its OpenAPI document: the uploads by tus, and their status."""
+"""What ingest offers, for its OpenAPI document: uploads by tus, and their status."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from services.ingest import errors
+from services.ingest.api_ietf import IETF
 from services.ingest.location import COLLECTION
 from services.ingest.status import UploadStatus
 from services.ingest.tus import CHUNK_TYPE, VERSION
@@ -30,15 +31,14 @@ from shared.openapi import (
     Section,
 )
 
-__all__ = ["BYTES", "CHUNK", "ID", "ONE", "SECTIONS", "TITLE", "Count"]
+__all__ = ["SECTIONS"]
 
-TITLE: Final = "Resumable uploads"
-ONE: Final = COLLECTION + "/{upload_id}"
-Count = Annotated[int, msgspec.Meta(ge=0, lt=10**18)]
+_ONE: Final = COLLECTION + "/{upload_id}"
+_Count = Annotated[int, msgspec.Meta(ge=0, lt=10**18)]
 """A number of bytes."""
-BYTES: Final = {"type": "string", "format": "binary"}
+_BYTES: Final = {"type": "string", "format": "binary"}
 
-ID: Final = Parameter("upload_id", "path", uuid.UUID, "Id of the upload.")
+_ID: Final = Parameter("upload_id", "path", uuid.UUID, "Id of the upload.")
 _VERSION: Final = Parameter("Tus-Resumable", "header", Literal["1.0.0"], "Version of tus.")
 _SPEAKS_TUS: Final = (Header("Tus-Resumable", str, "Version of tus"),)
 _CREATES: Final = (
@@ -67,6 +67,8 @@ _OTHER_VERSION: Final = Response(
 _SUPPORTED: Final = Response(
     "This is.",
     (
+        Header("Upload-Limit", str, "IETF: what an upload may be", always=False),
+        Header("Accept-Patch", str, "Media types of bodies that add bytes"),
         Header("Tus-Version", str, "Versions, the preferred one first"),
         Header("Tus-Extension", str, "Extensions that are spoken"),
         Header("Tus-Checksum-Algorithm", str, "Digests that `Upload-Checksum` may name"),
@@ -87,7 +89,7 @@ _STATE: Final = (
     _EXPIRES,
     _NO_STORE,
 )
-CHUNK: Final = Body({CHUNK_TYPE: BYTES}, "The bytes from `Upload-Offset` on.", required=False)
+_CHUNK: Final = Body({CHUNK_TYPE: _BYTES}, "The bytes from `Upload-Offset` on.", required=False)
 _STORE: Final = (NotFound, errors.Gone, errors.Locked, Unavailable)
 _RECEIVING: Final = (
     InvalidRequest,
@@ -119,7 +121,7 @@ _TUS: Final = (
         f"final upload. A body of type `{CHUNK_TYPE}` is the first piece; others are ignored.",
         parameters=(
             _VERSION,
-            Parameter("Upload-Length", "header", Count, "Size of the whole.", always=False),
+            Parameter("Upload-Length", "header", _Count, "Size of the whole.", always=False),
             Parameter(
                 "Upload-Defer-Length",
                 "header",
@@ -145,7 +147,7 @@ _TUS: Final = (
             ),
             _CHECKSUM,
         ),
-        body=msgspec.structs.replace(CHUNK, meaning="The first bytes, if any."),
+        body=msgspec.structs.replace(_CHUNK, meaning="The first bytes, if any."),
         headers=_CREATES,
         responses={
             201: Response(
@@ -168,22 +170,22 @@ _TUS: Final = (
     Operation(
         name="discover_upload",
         method="OPTIONS",
-        path=ONE,
+        path=_ONE,
         summary="Ask what is supported",
         about="The same answer as for the collection, whether there is such an upload or not.",
         access="public",
-        parameters=(ID,),
+        parameters=(_ID,),
         headers=_SPEAKS_TUS,
         responses={204: _SUPPORTED},
     ),
     Operation(
         name="read_offset",
         method="HEAD",
-        path=ONE,
+        path=_ONE,
         summary="Ask how many bytes need not be sent again",
         about="A PATCH that still runs is asked to let go first, so that the answer holds for "
         "the next one.",
-        parameters=(ID, _VERSION),
+        parameters=(_ID, _VERSION),
         headers=_SPEAKS_TUS,
         responses={200: Response("So many.", _STATE), 412: _OTHER_VERSION},
         errors=(InvalidRequest, errors.VersionUnsupported, *_STORE),
@@ -196,24 +198,24 @@ _TUS: Final = (
     Operation(
         name="append_chunk",
         method="PATCH",
-        path=ONE,
+        path=_ONE,
         summary="Add bytes",
         about="When the connection ends early, all that arrived is kept: ask with HEAD, then "
         "go on from there. A body that is longer than the upload is refused.",
         parameters=(
-            ID,
+            _ID,
             _VERSION,
-            Parameter("Upload-Offset", "header", Count, "Where the body starts."),
+            Parameter("Upload-Offset", "header", _Count, "Where the body starts."),
             Parameter(
                 "Upload-Length",
                 "header",
-                Count,
+                _Count,
                 "Size of the whole, if it was deferred.",
                 always=False,
             ),
             _CHECKSUM,
         ),
-        body=CHUNK,
+        body=_CHUNK,
         headers=_SPEAKS_TUS,
         responses={
             204: Response("All of them are on stable storage.", (_OFFSET, _EXPIRES)),
@@ -231,10 +233,10 @@ _TUS: Final = (
     Operation(
         name="terminate_upload",
         method="DELETE",
-        path=ONE,
+        path=_ONE,
         summary="End an upload, finished or not, and remove its bytes",
         about="Of a finished one the file is deleted. A PATCH that still runs is ended first.",
-        parameters=(ID, _VERSION),
+        parameters=(_ID, _VERSION),
         headers=_SPEAKS_TUS,
         responses={204: Response("It is gone."), 412: _OTHER_VERSION},
         errors=(InvalidRequest, errors.VersionUnsupported, *_STORE, StorageFull),
@@ -247,9 +249,9 @@ _TUS: Final = (
     Operation(
         name="look_at_upload",
         method="GET",
-        path=ONE,
+        path=_ONE,
         summary="Go to the file, or see how far it is",
-        parameters=(ID,),
+        parameters=(_ID,),
         headers=_SPEAKS_TUS,
         responses={
             204: Response("It is not complete yet.", _STATE),
@@ -277,12 +279,16 @@ _STATUS: Final = Operation(
 )
 
 _UPLOADS: Final = Section(
-    TITLE,
-    "tus 1.0.0: a POST opens an upload, PATCHes add bytes, HEAD tells where to go on after a "
-    "break. An offset that is acknowledged is on stable storage. A client that cannot send "
-    "PATCH or DELETE sends POST with the method in `X-HTTP-Method-Override`. Refusals of tus "
-    "are a line of text.",
-    (*_TUS, _STATUS),
+    "Resumable uploads",
+    "Two protocols on the same URLs, told apart by their headers; an upload is continued in "
+    "the one that opened it. In both, an offset that is acknowledged is on stable storage, and "
+    "a client that cannot send PATCH or DELETE sends POST with the method in "
+    "`X-HTTP-Method-Override`.\n\n"
+    "tus 1.0.0 (`Tus-Resumable`): a POST opens an upload, PATCHes add bytes until its length "
+    "is reached, HEAD tells where to go on after a break. Refusals are a line of text.\n\n"
+    "Resumable Uploads for HTTP, an IETF draft (`Upload-Complete`): the same, but the last "
+    "request says that it is. Refusals are a `Problem`.",
+    (*_TUS, *IETF, _STATUS),
 )
 
 SECTIONS: Final = (_UPLOADS,)

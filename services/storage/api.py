@@ -6,6 +6,7 @@ import uuid
 from typing import Final
 
 from services.storage.errors import PreconditionFailed, RangeNotSatisfiable
+from services.storage.files import Quarantined
 from shared.errors import Conflict, NotFound, Unavailable
 from shared.openapi import Header, Operation, Parameter, Response, Section
 
@@ -74,7 +75,7 @@ _DOWNLOAD: Final = Operation(
         416: Response("", (*_VALIDATORS, _SIZE)),
         412: Response("", _VALIDATORS),
     },
-    errors=(NotFound, PreconditionFailed, RangeNotSatisfiable, Unavailable),
+    errors=(NotFound, Quarantined, PreconditionFailed, RangeNotSatisfiable, Unavailable),
     examples=(
         'curl -O -J $URL/api/v1/storage/$ID -H "Authorization: Bearer $TOKEN"',
         'curl -r 0-1023 $URL/api/v1/storage/$ID -H "Authorization: Bearer $TOKEN"',
@@ -100,7 +101,7 @@ _FILES: Final = Section(
                 304: Response("The client has it already.", _VALIDATORS),
                 412: Response("", _VALIDATORS),
             },
-            errors=(NotFound, PreconditionFailed, Unavailable),
+            errors=(NotFound, Quarantined, PreconditionFailed, Unavailable),
             examples=('curl -I $URL/api/v1/storage/$ID -H "Authorization: Bearer $TOKEN"',),
         ),
         Operation(

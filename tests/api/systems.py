@@ -10,6 +10,7 @@ from typing import Final
 
 import jwt
 
+from services.ingest.location import COLLECTION
 from tests.ingest.evidence import tracebacks
 from tests.ingest.tus_client import Tus, id_of
 from tests.processes import RedisServer, ServiceProcess, running
@@ -86,10 +87,17 @@ def _deleted(tus: Tus) -> str:
     return path
 
 
+def _half_ietf(tus: Tus) -> str:
+    answer = tus.ask("POST", COLLECTION, {"Upload-Complete": "?0"}, b"12345")
+    assert answer.status == 201
+    return answer.headers["Location"]
+
+
 STATES: Final[Mapping[str, Callable[[Tus], str]]] = {
     "new": lambda tus: tus.create(10),
     "deferred": lambda tus: tus.create(None),
     "half": _half,
+    "half-ietf": _half_ietf,
     "complete": _complete,
     "deleted": _deleted,
 }
