@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from bench import tables
-from bench.payload import payload
+from bench.payload import MIB, payload
 from bench.receive import Run, measure
 from bench.tus_servers import ingest
 
@@ -36,5 +36,5 @@ def report(repeat: int) -> str:
         speed = [one.mb_per_s for one in own]
         cpu = tables.median([one.cpu_s for one in own], ".2f")
         rows.append([name, tables.spread(speed), tables.ratio(speed, plain), cpu])
-    notes = [f"{_SIZE >> 20} MiB in one PATCH. Target: x unhashed >= 0.90."]
+    notes = [f"{content.size // MIB:,} MiB in one PATCH. Target: x unhashed >= 0.90."]
     return tables.markdown("Hashing beside receipt", notes, rows)

@@ -53,7 +53,7 @@ def _one_stream(content: Payload, repeat: int) -> str:
         "and >= 1.0 x tusd.",
         *absences(),
     ]
-    return table("Receiving 1 GiB in one PATCH", notes, runs)
+    return table(f"Receiving {content.size // MIB:,} MiB in one PATCH", notes, runs)
 
 
 def measure(subject: TusServer, content: Payload) -> Run:

@@ -60,7 +60,7 @@ def report(repeat: int) -> str:
         peak = tables.median([one.peak_mib for one in own], ".0f")
         rows.append([name, tables.spread(speed), tables.ratio(speed, bound), cpu, peak])
     notes = [
-        f"{_SIZE // MIB} MiB to moto's server, creation and completion included; median "
+        f"{content.size // MIB} MiB to moto's server, creation and completion included; median "
         "(least-greatest). Target: x bound >= 0.80."
     ]
     return tables.markdown("One stream to S3", notes, rows)
