@@ -18,14 +18,14 @@ from aiohttp.typedefs import Handler
 
 from shared.api_page import STYLE, page
 from shared.identity import public
-from shared.openapi import (
+from shared.openapi import document
+from shared.operations import (
     JSON,
     Header,
     Operation,
     Parameter,
     Response,
     Section,
-    document,
     merged,
 )
 

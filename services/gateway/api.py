@@ -11,7 +11,7 @@ from services.gateway.dialects import ALL, Dialect
 from services.gateway.errors import ProgressNotFound
 from services.gateway.rest import Progress
 from shared.errors import Problem, Unavailable
-from shared.openapi import JSON, PROBLEM, Header, Operation, Parameter, Response, Section
+from shared.operations import JSON, PROBLEM, Header, Operation, Parameter, Response, Section
 
 __all__ = ["PROGRESS", "SECTIONS", "SOCKETS"]
 

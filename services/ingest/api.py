@@ -19,7 +19,7 @@ from shared.errors import (
     StorageFull,
     Unavailable,
 )
-from shared.openapi import (
+from shared.operations import (
     JSON,
     PROBLEM,
     TEXT,
@@ -97,6 +97,8 @@ _RECEIVING: Final = (
     errors.OffsetMismatch,
     errors.BodyStalled,
     errors.ChecksumMismatch,
+    errors.ContentMismatch,
+    errors.HashMismatch,
     PayloadTooLarge,
     StorageFull,
 )

@@ -15,7 +15,7 @@ from services.ingest.ietf import PARTIAL_TYPE
 from services.ingest.ietf_answers import StoredFile
 from services.ingest.location import COLLECTION
 from shared.errors import InvalidRequest, NotFound, PayloadTooLarge, StorageFull, Unavailable
-from shared.openapi import (
+from shared.operations import (
     JSON,
     Body,
     Header,
@@ -81,12 +81,20 @@ _RECEIVING: Final = (
     errors.OverLimit,
     errors.DigestUnreadable,
     errors.DigestMismatch,
+    errors.ContentMismatch,
+    errors.HashMismatch,
     errors.ProcessingFailed,
     errors.BodyStalled,
     PayloadTooLarge,
     StorageFull,
     *_STORE,
 )
+
+_CAUSES: Final = {
+    "MALWARE_FOUND": "410: The upload has failed: the scanner refused it.",
+    "SCAN_LIMIT": "410: The upload has failed: it is too large for the scanner.",
+    "PART_MISSING": "410: The upload has failed: one that was to be joined is gone.",
+}
 
 IETF: Final = (
     Operation(
@@ -156,6 +164,7 @@ IETF: Final = (
             errors.CompletedUpload,
             errors.ProtocolMismatch,
         ),
+        codes=_CAUSES,
         examples=(
             f'curl -i -X PATCH $URL{COLLECTION}/$ID -H "Authorization: Bearer $TOKEN" \\\n'
             f"  -H 'Upload-Complete: ?1' -H 'Content-Type: {PARTIAL_TYPE}' \\\n"

@@ -8,7 +8,7 @@ from typing import Final
 from services.storage.errors import PreconditionFailed, RangeNotSatisfiable
 from services.storage.files import Quarantined
 from shared.errors import Conflict, NotFound, Unavailable
-from shared.openapi import Header, Operation, Parameter, Response, Section
+from shared.operations import Header, Operation, Parameter, Response, Section
 
 __all__ = ["SECTIONS"]
 

@@ -9,7 +9,8 @@ import msgspec
 import pytest
 
 from shared.errors import ApiError, Conflict, NotFound, Unavailable
-from shared.openapi import (
+from shared.openapi import document
+from shared.operations import (
     JSON,
     PROBLEM,
     TEXT,
@@ -19,7 +20,6 @@ from shared.openapi import (
     Parameter,
     Response,
     Section,
-    document,
     merged,
 )
 from shared.web import problem

@@ -25,7 +25,7 @@ import services.storage.app
 from services.storage.settings import Settings
 from shared.blobs.filesystem import FilesystemStore
 from shared.events import FileDeleted
-from shared.openapi import PROBLEM
+from shared.operations import PROBLEM
 from shared.serve import new_application
 from shared.settings import load
 from shared.sidecar import encode
