@@ -100,6 +100,7 @@ _RECEIVING: Final = (
     errors.ContentMismatch,
     errors.HashMismatch,
     PayloadTooLarge,
+    errors.QuotaExceeded,
     StorageFull,
 )
 
@@ -160,6 +161,7 @@ _TUS: Final = (
             412: _OTHER_VERSION,
         },
         errors=(*_RECEIVING, errors.VersionUnsupported, *_STORE),
+        codes={"TOO_MANY_OPEN_UPLOADS": "429: Finish or cancel some uploads first."},
         errors_in=_IN_TEXT,
         examples=(
             f'curl -i -X POST $URL{COLLECTION} -H "Authorization: Bearer $TOKEN" \\\n'

@@ -86,6 +86,7 @@ _RECEIVING: Final = (
     errors.ProcessingFailed,
     errors.BodyStalled,
     PayloadTooLarge,
+    errors.QuotaExceeded,
     StorageFull,
     *_STORE,
 )
