@@ -9,12 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from bench import fanout, machine, receive, small_uploads
+from bench import dedupe, fanout, form, hashing, machine, payload, receive, s3, small_uploads
 
 _BENCHMARKS: Final[dict[str, Callable[[int], str]]] = {
     "receive": receive.report,
     "fanout": fanout.report,
     "small": small_uploads.report,
+    "hashing": hashing.report,
+    "dedupe": dedupe.report,
+    "form": form.report,
+    "s3": s3.report,
 }
 
 
@@ -23,8 +27,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("what", choices=[*_BENCHMARKS, "all"], nargs="?", default="all")
     parser.add_argument("--repeat", type=int, default=5, metavar="N", help="runs of each")
+    parser.add_argument("--small", action="store_true", help="send little: does it work?")
     parser.add_argument("--out", type=Path, metavar="FILE.md", help="also write the page here")
     options = parser.parse_args()
+    if options.small:
+        payload.send_little()
     chosen = list(_BENCHMARKS) if options.what == "all" else [options.what]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers end with us
     facts = machine.facts()

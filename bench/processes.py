@@ -73,15 +73,27 @@ def started(
     *,
     env: Mapping[str, str] | None = None,
     ready_url: str | None = None,
+    core: int = SERVER_CORE,
+    output: int | None = None,
 ) -> Iterator[Server]:
     """Run a server until the block ends; enter the block once it answers.
+
+    Args:
+        argv: Its command line.
+        port: Where it listens.
+        env: Variables besides ours.
+        ready_url: What it answers 200 once it is ready; else it is when it listens.
+        core: Where it runs.
+        output: As for ``subprocess.Popen``; what it prints goes where ours does if not given.
 
     Raises:
         SystemExit: It ended, or does not answer within half a minute.
 
     """
-    with starting_on(SERVER_CORE):
-        process = subprocess.Popen(argv, cwd=ROOT, env={**os.environ, **(env or {})})
+    with starting_on(core):
+        process = subprocess.Popen(
+            argv, cwd=ROOT, env={**os.environ, **(env or {})}, stdout=output, stderr=output
+        )
     try:
         _wait_until_ready(process, port, ready_url)
         yield Server(process.pid, port)

@@ -1,35 +1,32 @@
-"""Receiving 1 GiB in one PATCH: bytes a second against a bare loop, and memory meanwhile.
+"""Receiving 1 GiB: in one PATCH, and in 16 at a time, against bare loops that only store.
 
 Every subject writes a fresh file to the disk of the checkout and has synced it when it answers,
-except the peer, which never syncs. The client sends from memory by ``sendfile``, so it costs
+except the peers, which never sync. The client sends from memory by ``sendfile``, so it costs
 next to nothing and sits on the other core. What an earlier run left dirty is written back
 before the next one starts.
 """
 
 from __future__ import annotations
 
-import os
-import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from bench import tables
+from bench import streams, tables
 from bench.machine import cpu_seconds, forget_peak, peak_bytes, resident_bytes, settle
-from bench.processes import Server, free_port, scratch, started
-from bench.tus_servers import TusServer, ingest, peers, why_absent
+from bench.payload import MIB, Payload, payload
+from bench.processes import scratch
+from bench.tus_servers import TusServer, absences, bare_loop, ingest, peers
 from bench.wire import Connection
 
-__all__ = ["report"]
+__all__ = ["Run", "measure", "report", "table"]
 
 _SIZE: Final = 1 << 30
-_MIB: Final = 1 << 20
 
 
-class _Run(NamedTuple):
+class Run(NamedTuple):
+    """What one run showed."""
+
     mb_per_s: float
     cpu_s: float
     idle_mib: float
@@ -37,72 +34,62 @@ class _Run(NamedTuple):
 
 
 def report(repeat: int) -> str:
-    """Measure all subjects in turn, ``repeat`` times; return the Markdown section."""
-    with _payload() as payload:
-        bound = TusServer("bound: recv, write, one fdatasync", _bound, "")
-        unhashed = ingest({"ENABLE_DEDUPLICATION": "false"})
-        subjects = [bound, ingest(), unhashed, *peers()]
-        runs: dict[str, list[_Run]] = {one.name: [] for one in subjects}
-        _measure(bound, payload)  # memory that a virtual machine uses anew is slow once
-        for _ in range(repeat):
-            for subject in subjects:
-                runs[subject.name].append(_measure(subject, payload))
-    return _render(runs)
+    """Measure all subjects in turn, ``repeat`` times; return the Markdown sections."""
+    with payload(_SIZE) as content:
+        one = _one_stream(content, repeat)
+        return f"{one}\n{streams.report(content, repeat)}"
 
 
-def _measure(subject: TusServer, payload: int) -> _Run:
+def _one_stream(content: Payload, repeat: int) -> str:
+    subjects = [bare_loop(), ingest(), *peers()]
+    runs: dict[str, list[Run]] = {one.name: [] for one in subjects}
+    measure(subjects[0], content)  # memory that a virtual machine uses anew is slow once
+    for _ in range(repeat):
+        for subject in subjects:
+            runs[subject.name].append(measure(subject, content))
+    notes = [
+        "Growth: peak resident memory during the PATCH less what was resident before it. CPU: "
+        "of the server, all threads. Targets: x bound >= 0.90, ingest >= 1.3 x `@tus/server` "
+        "and >= 1.0 x tusd.",
+        *absences(),
+    ]
+    return table(f"Receiving {content.size // MIB:,} MiB in one PATCH", notes, runs)
+
+
+def measure(subject: TusServer, content: Payload) -> Run:
+    """Send the whole payload to a server with an empty store."""
     with scratch() as data:
         settle()
         with subject.start(data) as server:
             client = Connection(server.port)
-            path = client.create(subject.collection, _SIZE) if subject.collection else "/"
+            path = (
+                client.create(subject.collection, content.size) if subject.collection else "/"
+            )
             idle = resident_bytes(server.pid)
             forget_peak(server.pid)
             cpu = cpu_seconds(server.pid)
             begun = time.perf_counter()
-            client.append_file(path, payload, _SIZE)
+            client.append_file(path, content.fd, content.size)
             took = time.perf_counter() - begun
             cpu = cpu_seconds(server.pid) - cpu
             growth = peak_bytes(server.pid) - idle
             client.close()
-    return _Run(_SIZE / 1e6 / took, cpu, idle / _MIB, growth / _MIB)
+    return Run(content.size / 1e6 / took, cpu, idle / MIB, growth / MIB)
 
 
-@contextmanager
-def _bound(data: Path) -> Iterator[Server]:
-    port = free_port()
-    argv = [sys.executable, "-m", "bench.bounds.receive", str(port), str(data)]
-    with started(argv, port) as server:
-        yield server
-
-
-@contextmanager
-def _payload() -> Iterator[int]:
-    """Yield a file in memory with 1 GiB that no file system can take for zeros."""
-    block = os.urandom(_MIB)
-    memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
-    with tempfile.TemporaryFile(dir=memory) as file:
-        for _ in range(_SIZE // _MIB):
-            file.write(block)
-        file.flush()
-        yield file.fileno()
-
-
-def _render(runs: dict[str, list[_Run]]) -> str:
-    bound = [one.mb_per_s for one in next(iter(runs.values()))]
-    rows = [["subject", "MB/s", "x bound", "CPU s", "idle MiB", "growth MiB"]]
+def table(title: str, notes: Sequence[str], runs: dict[str, list[Run]]) -> str:
+    """Return the section, with all rates beside that of the first subject and of each peer."""
+    beside = [name for name in runs if not name.startswith("ingest")]
+    rows = [["subject", "MB/s", *(f"x {tables.short(name)}" for name in beside)]]
+    rows[0] += ["CPU s", "idle MiB", "growth MiB"]
     for name, own in runs.items():
         speed = [one.mb_per_s for one in own]
-        cpu = tables.median([one.cpu_s for one in own], ".2f")
-        idle = tables.median([one.idle_mib for one in own], ".0f")
-        growth = tables.spread([one.growth_mib for one in own], ".0f")
-        ratio = tables.ratio(speed, bound)
-        rows.append([name, tables.spread(speed), ratio, cpu, idle, growth])
-    notes = [
-        "MB = 10⁶ bytes; median (least-greatest). Growth: peak resident memory during the "
-        "PATCH less what was resident before it. CPU: of the server, all threads. Targets: "
-        "x bound >= 0.80, growth < 64 MiB."
-    ]
-    if why_absent():
-        notes.append(why_absent())
-    return tables.markdown("Receiving 1 GiB in one PATCH", notes, rows)
+        row = [name, tables.spread(speed)]
+        row += [tables.ratio(speed, [one.mb_per_s for one in runs[other]]) for other in beside]
+        row += [
+            tables.median([one.cpu_s for one in own], ".2f"),
+            tables.median([one.idle_mib for one in own], ".0f"),
+            tables.spread([one.growth_mib for one in own], ".0f"),
+        ]
+        rows.append(row)
+    return tables.markdown(title, ["MB = 10⁶ bytes; median (least-greatest).", *notes], rows)

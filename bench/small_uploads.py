@@ -3,7 +3,7 @@
 Creation and one PATCH each, over connections that stay open. The figure is uploads per CPU
 second of the server process, which is uploads a second per core whatever the disk, the client
 and the number of cores; the plain rate stands beside it. Ours syncs each upload to the disk
-before it answers and publishes its events; the peer does neither, so a second row has ours
+before it answers and publishes its events; the peers do neither, so a second row has ours
 without the sync.
 
 What one run stored stays until all have ended: ext4 without a journal does not give out an
@@ -22,7 +22,7 @@ from typing import Final, NamedTuple
 from bench import tables
 from bench.machine import cpu_seconds, settle
 from bench.processes import scratch
-from bench.tus_servers import TusServer, ingest, peers, why_absent
+from bench.tus_servers import NODE, TusServer, absences, ingest, peers
 from bench.wire import Connection
 
 __all__ = ["report"]
@@ -98,17 +98,19 @@ def _work(
 
 
 def _render(runs: dict[str, list[_Run]]) -> str:
-    peer = [one.per_cpu for one in list(runs.values())[-1]]
+    peer = [one.per_cpu for one in runs.get(NODE, [])]
     rows = [
-        ["subject", "uploads per CPU s", "x peer", "uploads/s", "Redis, of the server's CPU"]
+        [
+            *("subject", "uploads per CPU s", "x `@tus/server`", "uploads/s"),
+            "Redis, of the server's CPU",
+        ]
     ]
     for name, own in runs.items():
         per_cpu = [one.per_cpu for one in own]
-        beside = "-" if why_absent() else tables.ratio(per_cpu, peer)
+        beside = tables.ratio(per_cpu, peer)
         rate = tables.spread([one.rate for one in own])
         redis = tables.median([one.redis_share for one in own], ".0%")
         rows.append([name, tables.spread(per_cpu), beside, rate, redis])
     notes = [f"{_UPLOADS:,} uploads of 4 KiB, {_AT_A_TIME} at a time; median (least-greatest)."]
-    if why_absent():
-        notes.append(why_absent())
+    notes += absences()
     return tables.markdown("Small uploads", notes, rows)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections.abc import Sequence
 
-__all__ = ["markdown", "median", "ratio", "spread"]
+__all__ = ["markdown", "median", "ratio", "short", "spread"]
 
 
 def median(values: Sequence[float], form: str = ",.0f") -> str:
@@ -29,6 +30,11 @@ def ratio(values: Sequence[float], bound: Sequence[float]) -> str:
     """
     pairs = [a / b for a, b in zip(values, bound, strict=False) if b]
     return median(pairs, ".2f")
+
+
+def short(subject: str) -> str:
+    """Return a subject's name for the head of a column: what comes before its explanation."""
+    return re.split("[:,]", subject)[0]
 
 
 def markdown(title: str, notes: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

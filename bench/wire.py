@@ -40,29 +40,57 @@ class Connection:
         self._reader.close()
         self._socket.close()
 
-    def create(self, collection: str, size: int) -> str:
+    def create(
+        self, collection: str, size: int, headers: Mapping[str, str] | None = None
+    ) -> str:
         """Open an upload of so many bytes; return its path."""
-        headers = {**_TUS, "Upload-Length": str(size), "Content-Length": "0"}
-        self._socket.sendall(self._head("POST", collection, headers))
-        answer = self._answer()
-        _expect(answer, 201, f"POST {collection}")
+        answer = self.open(collection, {"Upload-Length": str(size), **(headers or {})})
         return urlsplit(answer.headers["location"]).path
+
+    def open(self, collection: str, headers: Mapping[str, str]) -> Answer:
+        """Open an upload; return the answer."""
+        answer = self.ask("POST", collection, {**_TUS, **headers})
+        _expect(answer, 201, f"POST {collection}")
+        return answer
+
+    def ask(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes = b""
+    ) -> Answer:
+        """Send a request, head and body in one write; return its answer."""
+        length = {"Content-Length": str(len(body))}
+        self._socket.sendall(self._head(method, path, {**headers, **length}) + body)
+        return self._answer()
 
     def append(self, path: str, body: bytes) -> None:
         """Send the whole upload in one PATCH, head and body in one write."""
-        headers = {**_BODY, "Content-Length": str(len(body))}
-        self._socket.sendall(self._head("PATCH", path, headers) + body)
-        _expect(self._answer(), 204, f"PATCH {path}")
+        _expect(self.ask("PATCH", path, _BODY, body), 204, f"PATCH {path}")
 
-    def append_file(self, path: str, fd: int, size: int) -> None:
+    def append_file(self, path: str, fd: int, size: int, *, start: int = 0) -> None:
         """Send the whole upload in one PATCH, the body from a file by ``sendfile``."""
-        headers = {**_BODY, "Content-Length": str(size)}
-        self._socket.sendall(self._head("PATCH", path, headers))
+        answer = self.send_file("PATCH", path, _BODY, fd, start, size)
+        _expect(answer, 204, f"PATCH {path}")
+
+    def send_file(
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        fd: int,
+        start: int,
+        size: int,
+        *,
+        around: tuple[bytes, bytes] = (b"", b""),
+    ) -> Answer:
+        """Send a part of a file by ``sendfile``, with bytes around it; return the answer."""
+        before, after = around
+        length = {"Content-Length": str(len(before) + size + len(after))}
         done = 0
         with contextlib.suppress(ConnectionError):  # refused half-way: the answer says why
+            self._socket.sendall(self._head(method, path, {**headers, **length}) + before)
             while done < size:
-                done += os.sendfile(self._socket.fileno(), fd, done, size - done)
-        _expect(self._answer(), 204, f"PATCH {path}")
+                done += os.sendfile(self._socket.fileno(), fd, start + done, size - done)
+            self._socket.sendall(after)
+        return self._answer()
 
     def _head(self, method: str, path: str, headers: Mapping[str, str]) -> bytes:
         lines = [f"{method} {path} HTTP/1.1", f"Host: {self._host}"]

@@ -1,4 +1,4 @@
-"""Writes what is generated from the code: ``docs/settings.md`` and ``.env.example``.
+"""Writes what is generated from the code: settings, example environment, OpenAPI document.
 
 Run by ``make docs``; a test compares the result with what is committed.
 """
@@ -6,11 +6,17 @@ Run by ``make docs``; a test compares the result with what is committed.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import msgspec
+
+import services.gateway.api
 import services.gateway.settings
+import services.ingest.api
 import services.ingest.settings
+import services.storage.api
 import services.storage.settings
+from shared.api_routes import ApiDescription
 from shared.settings import CommonSettings, describe
 
 ROOT: Final = Path(__file__).parents[1]
@@ -78,8 +84,22 @@ def env_example() -> str:
     return "\n".join([*lines, ""])
 
 
+def api_document() -> dict[str, Any]:
+    """Return the OpenAPI document of all services together."""
+    description = ApiDescription()
+    for one in (services.ingest.api, services.gateway.api, services.storage.api):
+        description.add(*one.SECTIONS)
+    return description.document()
+
+
+def openapi_file() -> str:
+    """Return the document as it is committed: one line a member, so that changes show."""
+    return msgspec.json.format(msgspec.json.encode(api_document()), indent=1).decode() + "\n"
+
+
 def main() -> None:
-    """Write both files."""
+    """Write all files."""
+    (ROOT / "docs" / "openapi.json").write_text(openapi_file())
     (ROOT / "docs" / "settings.md").write_text(settings_page())
     (ROOT / ".env.example").write_text(env_example())
 

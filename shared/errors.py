@@ -6,7 +6,9 @@ Knows nothing of HTTP libraries; ``shared.web`` renders ``ApiError`` as RFC 9457
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Annotated, Any, Final
+
+import msgspec
 
 __all__ = [
     "ApiError",
@@ -15,12 +17,28 @@ __all__ = [
     "InvalidRequest",
     "NotFound",
     "PayloadTooLarge",
+    "Problem",
     "RateLimited",
     "StartupError",
     "StorageFull",
     "Unauthorized",
     "Unavailable",
 ]
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True):
+    """Body of every JSON error (RFC 9457); a kind of problem may have members besides."""
+
+    type: Annotated[str, msgspec.Meta(description="URI of the kind of problem")]
+    title: Annotated[str, msgspec.Meta(description="The kind of problem, for people")]
+    status: Annotated[int, msgspec.Meta(description="The HTTP status")]
+    detail: Annotated[str, msgspec.Meta(description="This problem, for people")]
+    error_code: Annotated[str, msgspec.Meta(description="The kind of problem, for programs")]
+    error_message: Annotated[str, msgspec.Meta(description="The same as `detail`")]
+    details: Annotated[
+        dict[str, Any],
+        msgspec.Meta(description="`timestamp`, and the ids of what the request was about"),
+    ]
 
 
 class StartupError(Exception):
@@ -79,7 +97,10 @@ class Unauthorized(ApiError):
 
 
 class Forbidden(ApiError):
-    """Good credentials, but the thing is somebody else's (code from seed document 000)."""
+    """Good credentials, but the thing is somebody else's.
+
+    Code from seed document 000.
+    """
 
     status, error_code, title = 403, "UNAUTHORIZED_ACCESS", "Forbidden"
 

@@ -19,6 +19,7 @@ import structlog
 from aiohttp import web
 
 from shared import lifecycle, logs
+from shared.api_routes import add_api_routes
 from shared.cors import CorsSettings, answer_preflights, check_origins, share_responses
 from shared.errors import StartupError
 from shared.identity import (
@@ -72,7 +73,7 @@ S = TypeVar("S", bound=CommonSettings)
 
 
 def new_application(settings: CommonSettings) -> web.Application:
-    """Return an application that knows who is calling, with no routes yet.
+    """Return an application that knows who is calling, with no routes but its description.
 
     Raises:
         StartupError: The settings contradict each other.
@@ -101,6 +102,7 @@ def new_application(settings: CommonSettings) -> web.Application:
     app[AUTHENTICATOR] = auth
     app[CORS] = cors
     app[HEALTH] = Health()
+    add_api_routes(app)
     return app
 
 

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
+from typing import Annotated, TypeAlias
 
-__all__ = ["now_ms", "rfc3339"]
+import msgspec
+
+__all__ = ["Timestamp", "now_ms", "rfc3339"]
+
+Timestamp: TypeAlias = Annotated[str, msgspec.Meta(extra_json_schema={"format": "date-time"})]
+"""A time as ``rfc3339`` writes it."""
 
 
 def now_ms() -> int:

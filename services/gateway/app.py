@@ -6,12 +6,13 @@ from collections.abc import AsyncIterator
 
 from aiohttp import web
 
-from services.gateway import dialects
+from services.gateway import api, dialects
 from services.gateway.projection import Projection
 from services.gateway.relay import GROUP, Relay
 from services.gateway.rest import RELAY, add_rest_routes
 from services.gateway.settings import Settings
 from services.gateway.sockets import SOCKETS, Sockets, add_socket_routes
+from shared.api_routes import API
 from shared.lifecycle import background
 from shared.serve import HEALTH, new_application
 from shared.stream_group import StreamGroup
@@ -68,4 +69,6 @@ def install(app: web.Application, settings: Settings) -> None:
     app.on_shutdown.append(say_goodbye)
     if settings.websocket_enabled:
         add_socket_routes(app.router, dialects.ALL)
+        app[API].add(api.SOCKETS)
     add_rest_routes(app.router)
+    app[API].add(api.PROGRESS)

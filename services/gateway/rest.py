@@ -2,47 +2,58 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Annotated, Final, Literal, TypeAlias
 
 import msgspec
 from aiohttp import web
 
+from services.gateway.errors import ProgressNotFound
 from services.gateway.relay import Relay
 from services.gateway.state import ProgressState
 from shared.errors import Forbidden, NotFound, Unavailable
 from shared.identity import principal_of
 from shared.streams import REDIS_FAILURES
-from shared.times import rfc3339
+from shared.times import Timestamp, rfc3339
 from shared.web import json_response
 
 __all__ = ["RELAY", "Progress", "add_rest_routes", "progress_of"]
 
 RELAY: Final = web.AppKey("relay", Relay)
 
-_STATUS: Final = {"cancelled": "cancelled", "error": "error", "completed": "completed"}
+_Status: TypeAlias = Literal["uploading", "completed", "error", "cancelled"]
+_STATUS: Final[Mapping[str, _Status]] = {
+    "cancelled": "cancelled",
+    "error": "error",
+    "completed": "completed",
+}
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
-    """Body of ``GET /v1/dashboard/upload/progress/{session_id}``; times are RFC 3339, UTC."""
+    """How far an upload is."""
 
     session_id: str
-    percentage: float
+    percentage: Annotated[
+        float, msgspec.Meta(description="Never goes down; 100.0 only when all bytes are safe")
+    ]
     bytes_uploaded: int
-    total_bytes: int | None
-    """``None`` while the client defers the length."""
-    upload_speed: float
-    """Bytes per second."""
-    estimated_completion: str | None
-    status: str
+    total_bytes: Annotated[
+        int | None, msgspec.Meta(description="`null` while the client defers the length")
+    ]
+    upload_speed: Annotated[float, msgspec.Meta(description="Bytes per second, smoothed")]
+    estimated_completion: Annotated[
+        Timestamp | None, msgspec.Meta(description="`null` while it cannot be known")
+    ]
+    status: _Status
     filename: str
     video_id: str | None
     analysis_id: str | None
     redirect_url: str | None
     error_message: str | None
     error_code: str | None
-    started_at: str
-    last_updated: str
-    completed_at: str | None
+    started_at: Timestamp
+    last_updated: Timestamp
+    completed_at: Timestamp | None
 
 
 def add_rest_routes(router: web.UrlDispatcher) -> None:
@@ -60,10 +71,8 @@ async def read_progress(request: web.Request) -> web.Response:
     try:
         state = await request.app[RELAY].hub.find(session_id)
     except NotFound:
-        raise NotFound(
-            "There is no progress for this session.",
-            error_code="PROGRESS_NOT_FOUND",
-            details=details,
+        raise ProgressNotFound(
+            "There is no progress for this session.", details=details
         ) from None
     except REDIS_FAILURES:
         raise Unavailable("Progress cannot be read right now.") from None

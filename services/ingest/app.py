@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 from aiohttp import web
 
+from services.ingest import api
 from services.ingest.assembly import Assembly, Foundation
 from services.ingest.form_handlers import (
     FORM_SESSIONS,
@@ -18,6 +19,7 @@ from services.ingest.location import Locations
 from services.ingest.routes import add_upload_routes, name_protocol
 from services.ingest.settings import Settings
 from services.ingest.status import add_status_route
+from shared.api_routes import API
 from shared.serve import HEALTH, new_application
 
 __all__ = ["create_app", "install"]
@@ -63,6 +65,7 @@ def install(app: web.Application, settings: Settings) -> None:
     app.on_response_prepare.append(close_uninvited_forms)
     add_form_routes(app.router)
     add_status_route(app.router)
+    app[API].add(*api.SECTIONS)
 
 
 def _report_health(app: web.Application, foundation: Foundation, parts: Assembly) -> None:

@@ -69,7 +69,10 @@ class OffsetMismatch(Conflict):
 
 
 class InconsistentLength(InvalidRequest):
-    """The lengths that were told for an upload contradict each other (protocol item 115)."""
+    """The lengths that were told for an upload contradict each other.
+
+    Protocol item 115.
+    """
 
     error_code = "INCONSISTENT_LENGTH"
     problem_type = f"{_PROBLEMS}inconsistent-upload-length"
@@ -86,7 +89,10 @@ class OverLimit(PayloadTooLarge):
 
 
 class CompletedUpload(InvalidRequest):
-    """Nothing can be added to a complete upload (protocol item 150)."""
+    """Nothing can be added to a complete upload.
+
+    Protocol item 150.
+    """
 
     error_code = "UPLOAD_COMPLETED"
     problem_type = f"{_PROBLEMS}completed-upload"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from typing import Annotated
 
 import msgspec
 from aiohttp import web
@@ -22,6 +23,7 @@ from shared.sidecar import Sidecar
 from shared.web import json_response, problem
 
 __all__ = [
+    "StoredFile",
     "at",
     "cause_of_failure",
     "file_answer",
@@ -37,18 +39,16 @@ __all__ = [
 
 
 class StoredFile(msgspec.Struct, frozen=True, kw_only=True):
-    """Body of the answer to an upload that is whole."""
+    """A file whose upload is complete; name and type are as the client gave them."""
 
     upload_id: str
-    location: str
-    """Where the file can be fetched."""
+    location: Annotated[str, msgspec.Meta(description="Where the file can be fetched")]
     filename: str
     content_type: str
-    """As the client gave them."""
-    size: int
-    """Bytes."""
-    status: str
-    """``completed``, or ``quarantined`` until it is found clean."""
+    size: Annotated[int, msgspec.Meta(description="Bytes")]
+    status: Annotated[
+        str, msgspec.Meta(description="`completed`, or `quarantined` until it is found clean")
+    ]
 
 
 def refusal(request: web.Request, said: ietf.Request, error: ApiError) -> web.Response:

@@ -5,7 +5,7 @@ Answered from the blob store: it holds while Redis is away, and disturbs no writ
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 from aiohttp import web
@@ -14,7 +14,7 @@ from services.ingest.handlers import UPLOADS
 from shared.blobs.store import Stored
 from shared.identity import principal_of
 from shared.percent import percent_of
-from shared.times import rfc3339
+from shared.times import Timestamp, rfc3339
 from shared.web import json_response
 
 __all__ = ["UploadStatus", "add_status_route", "status_of"]
@@ -23,19 +23,20 @@ _STATES: Final = {"completed": "completed", "failed": "failed", "expired": "fail
 
 
 class UploadStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """Body of ``GET /api/v1/uploads/meta/{token}/status``. Times are RFC 3339, UTC."""
+    """How far an upload is."""
 
     token: str
     status: Literal["created", "uploading", "completed", "failed"]
-    progress: float
-    """Percent; 100.0 only when all bytes are safe."""
-    offset: int
-    """Bytes received."""
-    size: int | None
-    """Bytes; ``None`` while the client defers the length."""
-    created_at: str
-    updated_at: str
-    completed_at: str | None
+    progress: Annotated[
+        float, msgspec.Meta(description="Percent; 100.0 only when all bytes are safe")
+    ]
+    offset: Annotated[int, msgspec.Meta(description="Bytes received")]
+    size: Annotated[
+        int | None, msgspec.Meta(description="Bytes; `null` while the client defers the length")
+    ]
+    created_at: Timestamp
+    updated_at: Timestamp
+    completed_at: Timestamp | None
 
 
 def add_status_route(router: web.UrlDispatcher) -> None:

@@ -7,9 +7,11 @@ from contextlib import nullcontext
 
 from aiohttp import web
 
+from services.storage import api
 from services.storage.files import Files
 from services.storage.handlers import FILES, SETTINGS, add_storage_routes
 from services.storage.settings import Settings
+from shared.api_routes import API
 from shared.blobs.opening import make_leases, make_store
 from shared.lifecycle import background
 from shared.outbox import Outbox
@@ -64,3 +66,4 @@ def install(app: web.Application, settings: Settings) -> None:
 
     app.cleanup_ctx.append(run)
     add_storage_routes(app.router)
+    app[API].add(*api.SECTIONS)

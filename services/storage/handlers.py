@@ -12,6 +12,7 @@ from aiohttp.typedefs import Handler
 from prometheus_client import Counter
 
 from services.storage.disposition import content_disposition, safe_content_type
+from services.storage.errors import PreconditionFailed, RangeNotSatisfiable
 from services.storage.files import FileDamaged, Files
 from services.storage.ranges import Selection, content_range, select
 from services.storage.sendfile import send_file
@@ -21,6 +22,7 @@ from shared.blobs.store import LeaseUnavailable, Stored, UploadNotFound
 from shared.errors import ApiError, NotFound, Unavailable
 from shared.identity import principal_of
 from shared.sidecar import SidecarDamaged
+from shared.web import problem
 
 __all__ = ["FILES", "SETTINGS", "add_storage_routes"]
 
@@ -120,19 +122,29 @@ async def _send(
 def _response(
     stored: Stored, selection: Selection, *, etag: str, modified_s: int
 ) -> web.StreamResponse:
-    response = web.StreamResponse(status=selection.status, headers=_SAFE_HEADERS)
+    response = _begun(stored, selection)
+    response.headers.update(_SAFE_HEADERS)
     response.etag = etag.strip('"')
     response.last_modified = modified_s
-    if selection.status in {200, 206}:
-        facts = stored.sidecar.facts
-        response.content_length = selection.length
-        response.headers["Content-Type"] = safe_content_type(facts.content_type)
-        response.headers["Content-Disposition"] = content_disposition(facts.filename)
-    else:
-        response.content_length = 0
     covered = content_range(selection, stored.offset)
     if covered is not None:
         response.headers["Content-Range"] = covered
+    return response
+
+
+def _begun(stored: Stored, selection: Selection) -> web.StreamResponse:
+    """Return the answer with what depends on the status: a file's headers, or a refusal."""
+    if selection.status == 412:
+        return problem(PreconditionFailed("The file does not meet the conditions."))
+    if selection.status == 416:
+        message = f"The file has {stored.offset} bytes, and none in this range."
+        return problem(RangeNotSatisfiable(message))
+    response = web.StreamResponse(status=selection.status)
+    response.content_length = selection.length
+    if selection.status != 304:
+        facts = stored.sidecar.facts
+        response.headers["Content-Type"] = safe_content_type(facts.content_type)
+        response.headers["Content-Disposition"] = content_disposition(facts.filename)
     return response
 
 

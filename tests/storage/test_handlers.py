@@ -25,6 +25,7 @@ import services.storage.app
 from services.storage.settings import Settings
 from shared.blobs.filesystem import FilesystemStore
 from shared.events import FileDeleted
+from shared.operations import PROBLEM
 from shared.serve import new_application
 from shared.settings import load
 from shared.sidecar import encode
@@ -148,7 +149,7 @@ async def test_range_beyond_the_end(storage: Client, file_id: str, wanted: str) 
 
     assert answer.status == 416
     assert answer.headers["Content-Range"] == "bytes */100000"
-    assert await answer.read() == b""
+    assert (await answer.json(content_type=PROBLEM))["error_code"] == "RANGE_NOT_SATISFIABLE"
 
 
 CONDITIONS: Final = [
@@ -188,8 +189,11 @@ async def test_conditions(
     answer = await storage.get(path_of(file_id), headers=given)
 
     assert answer.status == status
-    body = {200: CONTENT, 206: CONTENT[:2]}.get(status, b"")
-    assert await answer.read() == body
+    if status == 412:
+        assert (await answer.json(content_type=PROBLEM))["error_code"] == "PRECONDITION_FAILED"
+    else:
+        body = {200: CONTENT, 206: CONTENT[:2], 304: b""}[status]
+        assert await answer.read() == body
     assert answer.headers["ETag"] == f'"{file_id}"'
     if status == 304:
         assert answer.headers.get("Content-Length", "100000") == "100000"
@@ -210,6 +214,14 @@ async def test_head(storage: Client, file_id: str) -> None:
     assert {k: v for k, v in answer.headers.items() if k not in changing} == {
         k: v for k, v in get.headers.items() if k not in changing
     }
+
+
+async def test_refusals_of_head_have_no_body(storage: Client, file_id: str) -> None:
+    """A HEAD that fails its condition has the status alone, and the connection goes on."""
+    answer = await storage.head(path_of(file_id), headers={"If-Match": '"other"'})
+
+    assert (answer.status, await answer.read()) == (412, b"")
+    assert (await storage.head(path_of(file_id))).status == 200
 
 
 async def test_empty_file(storage: Client, store: FilesystemStore) -> None:

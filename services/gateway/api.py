@@ -1,0 +1,95 @@
+"""What the gateway offers, for its OpenAPI document."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator
+from typing import Final
+
+from services.gateway.dialects import ALL, Dialect
+from services.gateway.errors import ProgressNotFound
+from services.gateway.rest import Progress
+from shared.errors import Problem, Unavailable
+from shared.operations import JSON, PROBLEM, Header, Operation, Parameter, Response, Section
+
+__all__ = ["PROGRESS", "SECTIONS", "SOCKETS"]
+
+PROGRESS: Final = Section(
+    "Progress",
+    "How far uploads and their processing are.",
+    (
+        Operation(
+            name="read_progress",
+            method="GET",
+            path="/v1/dashboard/upload/progress/{session_id}",
+            summary="Ask how far an upload is",
+            about="An id that is not known yet is waited for, up to two seconds: its first "
+            "event may be under way.",
+            parameters=(Parameter("session_id", "path", str, "Id of the upload."),),
+            responses={
+                200: Response(
+                    "Where it is.",
+                    (Header("Cache-Control", str, "`no-store`"),),
+                    {JSON: Progress},
+                )
+            },
+            errors=(ProgressNotFound, Unavailable),
+            examples=(
+                'curl $URL/v1/dashboard/upload/progress/$ID -H "Authorization: Bearer $TOKEN"',
+            ),
+        ),
+    ),
+)
+
+_TOKEN: Final = Parameter(
+    "token", "query", str, "A JWT, for browsers; it reaches no log.", always=False
+)
+_ACCEPTED: Final = Response(
+    "The socket is open.",
+    (
+        Header("Upgrade", str, "`websocket`"),
+        Header("Connection", str, "`upgrade`"),
+        Header("Sec-WebSocket-Accept", str, "Proves that the handshake was understood"),
+    ),
+)
+
+_NO_HANDSHAKE: Final = Response(
+    "The request is no WebSocket handshake.", media={PROBLEM: Problem}
+)
+
+
+def _sockets(dialect: Dialect) -> Iterator[Operation]:
+    """Yield the paths of a dialect, told apart by the parameters in them."""
+    name = type(dialect).__name__.lower()
+    for number, path in enumerate(dialect.paths):
+        ids = re.findall(r"{(\w+)}", path)
+        whose = f"one {ids[0].removesuffix('_id')}" if ids else "all that is the caller's"
+        shown = re.sub(r"{\w+}", "$ID", path)
+        yield Operation(
+            name=f"{name}_socket_{number + 1}",
+            method="GET",
+            path=path,
+            summary=f"Follow {whose} (dialect {name})",
+            about=inspect.getdoc(dialect) or "",
+            access="socket",
+            parameters=(
+                *(Parameter(one, "path", str, "What to follow.") for one in ids),
+                _TOKEN,
+            ),
+            responses={101: _ACCEPTED, 400: _NO_HANDSHAKE},
+            errors=(Unavailable,),
+            examples=(f"websocat ws://${{URL#http://}}{shown}?token=$TOKEN",),
+        )
+
+
+SOCKETS: Final = Section(
+    "Live progress",
+    "WebSockets with JSON text messages: the current state comes first, lifecycle events each "
+    "once and in order, of progress the newest. A client says who it is by `Authorization`, "
+    "`?token=`, the subprotocols `bearer, <JWT>`, or a first message with `token`. Messages "
+    "and close codes stand in `docs/websocket.md`.",
+    tuple(one for dialect in ALL for one in _sockets(dialect)),
+)
+
+SECTIONS: Final = (PROGRESS, SOCKETS)

@@ -1,0 +1,124 @@
+"""What storage offers, for its OpenAPI document."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Final
+
+from services.storage.errors import PreconditionFailed, RangeNotSatisfiable
+from services.storage.files import Quarantined
+from shared.errors import Conflict, NotFound, Unavailable
+from shared.operations import Header, Operation, Parameter, Response, Section
+
+__all__ = ["SECTIONS"]
+
+_PATH: Final = "/api/v1/storage/{file_id}"
+_ID: Final = Parameter("file_id", "path", uuid.UUID, "Id of the upload that became the file.")
+_BYTES: Final = {"*/*": {"description": "the bytes, in the type that the upload declared"}}
+
+_CONDITIONS: Final = (
+    Parameter(
+        "If-Match", "header", str, "Only if the file has one of these tags.", always=False
+    ),
+    Parameter(
+        "If-None-Match", "header", str, "Only if it has none of these tags.", always=False
+    ),
+    Parameter(
+        "If-Modified-Since", "header", str, "Only if it is newer (an HTTP date).", always=False
+    ),
+    Parameter("If-Unmodified-Since", "header", str, "Only if it is no newer.", always=False),
+)
+_RANGE: Final = (
+    Parameter(
+        "Range",
+        "header",
+        str,
+        "One range of bytes, such as `bytes=0-1023`, `bytes=1024-` or `bytes=-500`; of "
+        "several ranges the answer is the whole file.",
+        always=False,
+    ),
+    Parameter(
+        "If-Range",
+        "header",
+        str,
+        "The range only if the file still has this tag or date; else the whole file.",
+        always=False,
+    ),
+)
+_VALIDATORS: Final = (
+    Header("ETag", str, "Strong; the bytes under an id never change"),
+    Header("Last-Modified", str, "When the upload was complete"),
+    Header("Accept-Ranges", str, "`bytes`"),
+    Header("Cache-Control", str, "Kept by nobody but the caller"),
+)
+_FILE: Final = (
+    *_VALIDATORS,
+    Header("Content-Disposition", str, "The file's name (RFC 6266); `attachment` unless safe"),
+    Header("Content-Security-Policy", str, "The file cannot act on the page that shows it"),
+    Header("X-Content-Type-Options", str, "`nosniff`"),
+)
+_COVERED: Final = Header("Content-Range", str, "Which bytes these are, and of how many")
+_SIZE: Final = Header("Content-Range", str, "`bytes */<size>`")
+
+_DOWNLOAD: Final = Operation(
+    name="download_file",
+    method="GET",
+    path=_PATH,
+    summary="Download a file, or a part of it",
+    about="It is there as soon as the last answer of its upload is. Conditions and ranges "
+    "follow RFC 9110; what cannot be understood of them is ignored.",
+    parameters=(_ID, *_CONDITIONS, *_RANGE),
+    responses={
+        200: Response("The whole file.", _FILE, _BYTES),
+        206: Response("The range.", (*_FILE, _COVERED), _BYTES),
+        304: Response("The client has it already.", _VALIDATORS),
+        416: Response("", (*_VALIDATORS, _SIZE)),
+        412: Response("", _VALIDATORS),
+    },
+    errors=(NotFound, Quarantined, PreconditionFailed, RangeNotSatisfiable, Unavailable),
+    examples=(
+        'curl -O -J $URL/api/v1/storage/$ID -H "Authorization: Bearer $TOKEN"',
+        'curl -r 0-1023 $URL/api/v1/storage/$ID -H "Authorization: Bearer $TOKEN"',
+    ),
+)
+
+_FILES: Final = Section(
+    "Files",
+    "Complete uploads. The id is the one of the upload.",
+    (
+        _DOWNLOAD,
+        Operation(
+            name="look_at_file",
+            method="HEAD",
+            path=_PATH,
+            summary="Ask for size, name and validators of a file",
+            parameters=(_ID, *_CONDITIONS),
+            responses={
+                200: Response(
+                    "As a GET would be answered, without the bytes.",
+                    (*_FILE, Header("Content-Length", int, "Size of the file")),
+                ),
+                304: Response("The client has it already.", _VALIDATORS),
+                412: Response("", _VALIDATORS),
+            },
+            errors=(NotFound, Quarantined, PreconditionFailed, Unavailable),
+            examples=('curl -I $URL/api/v1/storage/$ID -H "Authorization: Bearer $TOKEN"',),
+        ),
+        Operation(
+            name="delete_file",
+            method="DELETE",
+            path=_PATH,
+            summary="Delete a file",
+            about="When this is answered the bytes are durably gone; downloads under way go on "
+            "to their end. The others learn of it by an event.",
+            parameters=(_ID,),
+            responses={204: Response("It is gone.")},
+            errors=(NotFound, Conflict, Unavailable),
+            examples=(
+                'curl -X DELETE $URL/api/v1/storage/$ID -H "Authorization: Bearer $TOKEN"',
+            ),
+        ),
+    ),
+)
+
+SECTIONS: Final = (_FILES,)
