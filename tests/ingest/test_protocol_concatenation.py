@@ -20,6 +20,7 @@ from tests.ingest.conftest import LARGEST, Ingest, Starter
 from tests.ingest.evidence import (
     blob,
     completed_once,
+    digest,
     lifecycle,
     no_file_is_left,
     sidecar,
@@ -269,6 +270,24 @@ def test_a_whole_that_is_not_what_it_claims_is_refused(ingest: Ingest) -> None:
     first = part(ingest.tus, b"no video at all" * 100)
     answer = join(ingest.tus, first, **{"Upload-Metadata": metadata(filename="whole.mp4")})
     assert answer.status == 415, answer
+    assert tracebacks(ingest.service) == []
+
+
+def test_item_095_declared_digest_is_of_the_whole(ingest: Ingest) -> None:
+    """A digest in the metadata would be compared with a part, or with nothing."""
+    tus = ingest.tus
+    first, second = part(tus, b"hello"), part(tus, b"world")
+    right = {"Upload-Metadata": metadata(sha256=digest(b"helloworld"))}
+    path = path_of(join(tus, first, second, **right))
+    assert sidecar(ingest.data_dir, path).facts.file_hash == digest(b"helloworld")
+    wrong = {"Upload-Metadata": metadata(sha256=digest(b"hello"))}
+    refused = join(tus, first, second, **wrong)
+    assert 400 <= refused.status < 500
+    assert tus.offset(first) == 5
+    late = tus.create(5, PARTIAL)
+    path = path_of(join(tus, late, **wrong))
+    tus.patch(late, 0, b"other")
+    wait_until(lambda: tus.head(path).status >= 400, "the final upload has failed")
     assert tracebacks(ingest.service) == []
 
 
