@@ -77,6 +77,7 @@ class Joins:
             InvalidRequest: What it names is no partial upload.
             NotFound, Forbidden, Gone: One of them is not there, or not the caller's.
             PayloadTooLarge: Together they are larger than an upload may be.
+            HashMismatch, ContentMismatch: They are not what the whole is declared to be.
             OSError: The store refused; nothing is left of it.
 
         """
@@ -124,7 +125,7 @@ class Joins:
         Args:
             final_id: The upload. Does nothing if it is followed already.
             first: Told how the first attempt ends, if somebody still waits for that. Once
-                told of a failure, that one must see to the upload.
+                told that the store failed, that one must see to the upload.
 
         """
         if final_id not in self._followed and not self._closing:
@@ -140,10 +141,6 @@ class Joins:
                     awaited = await self._attempt(final_id)
                 except (UploadBusy, LeaseUnavailable):
                     pass
-                except ApiError as exc:  # it is not what it claims to be, and has failed
-                    if first is not None and not first.done():
-                        first.set_exception(exc)
-                    return
                 except OSError as exc:
                     log.error("join_failed", upload_id=final_id, error=repr(exc))
                     if first is not None and not first.done():
@@ -153,6 +150,10 @@ class Joins:
                     return
                 await self._arrivals.wait(awaited, at_most_s=pause_s)
                 pause_s = min(2 * pause_s, longest_s)
+        except ApiError as exc:  # the upload has failed, for what it turned out to be
+            log.info("join_refused", upload_id=final_id, code=exc.error_code)
+            if first is not None and not first.done():
+                first.set_exception(exc)
         except SidecarDamaged as exc:
             log.error("join_impossible", upload_id=final_id, error=str(exc))
         finally:

@@ -152,9 +152,10 @@ class _Recorder:
         before = self._results.get(name, outcome)
         self._results[name] = min(before, outcome, key=_SEVERITY.index)
 
-    def pytest_sessionfinish(self) -> None:
-        """Write the page."""
-        PAGE.write_text(page(load_parts(), self._results))
+    def pytest_sessionfinish(self, exitstatus: int) -> None:
+        """Write the page, unless the tests did not come to their end."""
+        if exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}:
+            PAGE.write_text(page(load_parts(), self._results))
 
 
 def pytest_configure(config: pytest.Config) -> None:

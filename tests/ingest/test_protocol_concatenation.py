@@ -1,54 +1,28 @@
-"""The concatenation extension of tus 1.0.0 over real sockets, item by item."""
+"""Concatenation of tus 1.0.0 over real sockets, item by item: what is joined, and when."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
-from pathlib import Path
 from typing import Final
 
 import pytest
 
-from services.ingest.location import COLLECTION
-from shared.events import LifecycleEvent, UploadCompleted, UploadFailed
-from shared.sidecar import new_id
-from tests.ingest.conftest import LARGEST, Ingest, Starter
+from shared.events import UploadCompleted
+from tests.ingest.conftest import Ingest, Starter
 from tests.ingest.evidence import (
     blob,
     completed_once,
+    digest,
     lifecycle,
-    no_file_is_left,
     sidecar,
     snapshot,
     tracebacks,
 )
-from tests.ingest.system_calls import injecting
-from tests.ingest.tus_client import CHUNK, TUS, Tus, id_of, metadata, path_of, unknown
-from tests.ingest.wire import Answer
+from tests.ingest.parts import PARTIAL, held, join, joined, part
+from tests.ingest.tus_client import CHUNK, Tus, id_of, metadata, path_of
 from tests.processes import wait_until
-
-PARTIAL: Final = {"Upload-Concat": "partial"}
-
-
-def part(tus: Tus, content: bytes, received: int | None = None) -> str:
-    """Open a partial upload and send it, or so many bytes of it; return its path."""
-    path = tus.create(len(content), PARTIAL)
-    tus.patch(path, 0, content[:received])
-    return path
-
-
-def join(tus: Tus, *urls: str, **headers: str) -> Answer:
-    """Ask for a final upload."""
-    return tus.post({"Upload-Concat": f"final;{' '.join(urls)}", **headers})
-
-
-def joined(tus: Tus, path: str) -> None:
-    """Wait until a final upload has its bytes, without asking for it as HEAD does."""
-    wait_until(lambda: tus.ask("GET", path, {}).status == 307, "the parts are joined")
 
 
 def test_item_089_concatenation_is_listed(tus: Tus) -> None:
@@ -241,16 +215,6 @@ def test_item_094_restart_takes_it_up(mortal: Ingest, left: bytes) -> None:
     completed_once(mortal.redis, path, repeats=True)
 
 
-@contextmanager
-def held(ingest: Ingest, path: str) -> Iterator[Path]:
-    """Keep the right to write to an upload from everybody; yield its file."""
-    upload_id = id_of(path)
-    file = ingest.data_dir / "blobs" / upload_id[:2] / f"{upload_id}.part"
-    with file.open("rb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield file
-
-
 def test_item_095_metadata_is_its_own(ingest: Ingest) -> None:
     """The file would get the name or the type of one of its parts."""
     tus = ingest.tus
@@ -269,6 +233,24 @@ def test_a_whole_that_is_not_what_it_claims_is_refused(ingest: Ingest) -> None:
     first = part(ingest.tus, b"no video at all" * 100)
     answer = join(ingest.tus, first, **{"Upload-Metadata": metadata(filename="whole.mp4")})
     assert answer.status == 415, answer
+    assert tracebacks(ingest.service) == []
+
+
+def test_item_095_declared_digest_is_of_the_whole(ingest: Ingest) -> None:
+    """A digest in the metadata would be compared with a part, or with nothing."""
+    tus = ingest.tus
+    first, second = part(tus, b"hello"), part(tus, b"world")
+    right = {"Upload-Metadata": metadata(sha256=digest(b"helloworld"))}
+    path = path_of(join(tus, first, second, **right))
+    assert sidecar(ingest.data_dir, path).facts.file_hash == digest(b"helloworld")
+    wrong = {"Upload-Metadata": metadata(sha256=digest(b"hello"))}
+    refused = join(tus, first, second, **wrong)
+    assert 400 <= refused.status < 500
+    assert tus.offset(first) == 5
+    late = tus.create(5, PARTIAL)
+    path = path_of(join(tus, late, **wrong))
+    tus.patch(late, 0, b"other")
+    wait_until(lambda: tus.head(path).status >= 400, "the final upload has failed")
     assert tracebacks(ingest.service) == []
 
 
@@ -310,177 +292,3 @@ def test_item_097_patch_on_a_final(ingest: Ingest, received: int) -> None:
             assert tus.patch(path, offset, body).status == 403
     assert tus.patch(path, 0, b"", {"Upload-Length": "5"}).status == 403
     assert snapshot(ingest.data_dir) == before
-
-
-def test_item_098_no_offset_before_the_join(ingest: Ingest) -> None:
-    """A client would take an upload that is still to be joined for one to be continued."""
-    tus = ingest.tus
-    first = part(tus, b"hello", 2)
-    path = path_of(join(tus, first))
-    with held(ingest, path):
-        tus.patch(first, 2, b"llo")
-        started = time.monotonic()
-        waiting = tus.head(path)
-        assert time.monotonic() - started < 1
-        assert waiting.status == 200
-        assert "Upload-Offset" not in waiting.headers
-        assert "Upload-Expires" in waiting.headers
-    wait_until(lambda: "Upload-Offset" in tus.head(path).headers, "the parts are joined")
-    after = tus.head(path).headers
-    assert after["Upload-Offset"] == after["Upload-Length"] == "5"
-
-
-def test_item_099_head_of_a_partial(tus: Tus) -> None:
-    """A client could not resume a part."""
-    path = part(tus, b"hello", 2)
-    assert tus.offset(path) == 2
-    tus.patch(path, 2, b"llo")
-    assert tus.offset(path) == 5
-
-
-def test_item_100_head_tells_what_it_is(tus: Tus) -> None:
-    """A client could not tell a part from a file, nor learn a length that is known."""
-    first, second = part(tus, b"hello", 2), part(tus, b"world")
-    head = tus.head(first).headers
-    assert (head["Upload-Concat"], head["Upload-Length"]) == ("partial", "5")
-    value = f"final;http://127.0.0.1{first}  {second}"
-    path = path_of(tus.post({"Upload-Concat": value}))
-    head = tus.head(path).headers
-    assert (head["Upload-Concat"], head["Upload-Length"]) == (value, "10")
-    tus.patch(first, 2, b"llo")
-    joined(tus, path)
-    assert tus.head(path).headers["Upload-Concat"] == value
-    assert "Upload-Concat" not in tus.head(tus.create(5)).headers
-
-
-def test_item_100_length_that_nobody_knows_yet(tus: Tus) -> None:
-    """A final upload of parts without a length would claim one, or that it is deferred."""
-    first = tus.create(None, PARTIAL)
-    path = path_of(join(tus, first))
-    head = tus.head(path).headers
-    assert not {"Upload-Length", "Upload-Defer-Length", "Upload-Offset"} & set(head)
-    tus.patch(first, 0, b"hello", {"Upload-Length": "5"})
-    joined(tus, path)
-    assert tus.head(path).headers["Upload-Length"] == "5"
-
-
-def foreign_urls(path: str) -> list[str]:
-    """Return URLs that are not those of an upload here, though they resemble one."""
-    return [
-        *(
-            "../../etc/passwd",
-            "/etc/passwd",
-            "..%2f..%2fetc%2fpasswd",
-            f"{path}/..",
-            f"{path}/",
-        ),
-        *(f"{COLLECTION}/../uploads/{id_of(path)}", f"{path}?x", f"{path}#x", f"/x{path}"),
-        *(f"http://evil.example{path}", f"//evil.example{path}", f"http://127.0.0.1:1{path}"),
-        *(f"http://127.0.0.1@evil.example{path}", f"ftp://127.0.0.1{path}", f"file://{path}"),
-        *(f"http://[{path}", path.upper(), COLLECTION, "\x80", "x", f"javascript:{path}"),
-    ]
-
-
-def test_item_101_foreign_urls(ingest: Ingest) -> None:
-    """A URL would be read as a path, or fetched, or taken for another upload's."""
-    path = part(ingest.tus, b"hello")
-    before = snapshot(ingest.data_dir)
-    for url in foreign_urls(path):
-        assert join(ingest.tus, path, url).status == 400, url
-    assert snapshot(ingest.data_dir) == before
-
-
-def test_item_101_what_cannot_be_joined(ingest: Ingest) -> None:
-    """What is no part, or is gone, would become part of a file."""
-    tus = ingest.tus
-    first, file, gone = part(tus, b"hello"), tus.create(0), part(tus, b"hi")
-    tus.delete(gone)
-    final = path_of(join(tus, first))
-    no_file_is_left(ingest.data_dir, gone)
-    before = snapshot(ingest.data_dir)
-    for other, status in {unknown(): 404, gone: 404, file: 400, final: 400}.items():
-        assert join(tus, first, other).status == status
-    assert snapshot(ingest.data_dir) == before
-
-
-def test_item_101_too_many(ingest: Ingest) -> None:
-    """A list without an end would be looked up, one upload after the other."""
-    before = snapshot(ingest.data_dir)
-    assert join(ingest.tus, *[f"{COLLECTION}/{new_id()}"] * 10_001).status == 400
-    assert snapshot(ingest.data_dir) == before
-
-
-def test_item_101_part_is_deleted_meanwhile(ingest: Ingest) -> None:
-    """A final upload whose part is gone would wait for ever, or be joined without it."""
-    tus = ingest.tus
-    first, second = part(tus, b"hello"), part(tus, b"world", 2)
-    path = path_of(join(tus, first, second))
-    tus.delete(first)
-    tus.patch(second, 2, b"rld")
-    wait_until(lambda: tus.head(path).status == 404, "the final upload has failed")
-
-    def last() -> LifecycleEvent:
-        return lifecycle(ingest.redis.url, path)[-1]
-
-    wait_until(lambda: isinstance(last(), UploadFailed), "the failure is told")
-    failure = last()
-    assert isinstance(failure, UploadFailed)
-    assert failure.error_code == "PART_MISSING"
-
-
-def test_item_102_too_large(ingest: Ingest) -> None:
-    """Parts that are small enough would be joined to more than an upload may have."""
-    tus = ingest.tus
-    half = tus.create(LARGEST // 2 + 1, PARTIAL)
-    before = snapshot(ingest.data_dir)
-    answer = join(tus, half, half)
-    assert (answer.status, answer.headers["Tus-Max-Size"]) == (413, str(LARGEST))
-    assert snapshot(ingest.data_dir) == before
-
-
-def test_item_102_found_to_be_too_large(start_ingest: Starter) -> None:
-    """Parts whose length comes later would be joined to more than an upload may have."""
-    ingest = start_ingest(UPLOAD_MAX_FILE_SIZE="1000")
-    tus = ingest.tus
-    first = tus.create(None, PARTIAL)
-    path = path_of(join(tus, first, first))
-    tus.patch(first, 0, b"x" * 501, {"Upload-Length": "501"})
-    wait_until(lambda: tus.head(path).status == 404, "the final upload has failed")
-
-
-def test_item_102_delete_before_the_join(ingest: Ingest) -> None:
-    """A final upload that was given up would be joined all the same."""
-    tus = ingest.tus
-    first = part(tus, b"hello", 2)
-    path = path_of(join(tus, first))
-    assert tus.delete(path).status == 204
-    tus.patch(first, 2, b"llo")
-    assert tus.head(path).status == 404
-    assert tus.ask("GET", path, TUS).status == 404
-    no_file_is_left(ingest.data_dir, path)
-
-
-def test_item_102_slow_join(mortal: Ingest) -> None:
-    """A client would wait, until it gives up, for a join that takes long."""
-    tus = mortal.tus
-    first = part(tus, b"hello")
-    file = mortal.data_dir / "blobs" / id_of(first)[:2] / id_of(first)
-    with injecting(mortal.service.pid, "copy_file_range", file, "delay_enter=7s"):
-        started = time.monotonic()
-        path = path_of(join(tus, first))
-        assert 4 < time.monotonic() - started < 6.5
-        assert "Upload-Offset" not in tus.head(path).headers
-        joined(tus, path)
-    assert tus.offset(path) == 5
-
-
-def test_item_102_join_is_refused_by_the_disk(mortal: Ingest) -> None:
-    """A client would be told of a file that the disk has no room for."""
-    tus = mortal.tus
-    first = part(tus, b"hello")
-    before = snapshot(mortal.data_dir)
-    file = mortal.data_dir / "blobs" / id_of(first)[:2] / id_of(first)
-    with injecting(mortal.service.pid, "copy_file_range", file, "error=ENOSPC"):
-        assert join(tus, first).status == 507
-    assert snapshot(mortal.data_dir) == before
-    assert tus.offset(path_of(join(tus, first))) == 5
