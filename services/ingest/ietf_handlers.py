@@ -37,8 +37,10 @@ from services.ingest.request_body import BodyCut, RequestBody
 from services.ingest.verification import complete_verified
 from services.ingest.writers import Lease
 from shared.blobs.store import Stored
-from shared.errors import ApiError, InvalidRequest, Unavailable
+from shared.cors import origin_allowed
+from shared.errors import ApiError, Forbidden, InvalidRequest, Unavailable
 from shared.identity import principal_of
+from shared.serve import CORS
 
 __all__ = [
     "append_part",
@@ -145,8 +147,11 @@ async def cancel_upload(request: web.Request, _: ietf.Request) -> web.StreamResp
 async def take_file(request: web.Request, _: ietf.Request) -> web.StreamResponse:
     """POST without a word of resuming: the body is a file (item 136).
 
-    Nobody could continue it, so what does not come whole is dropped.
+    Nobody could continue it, so what does not come whole is dropped. Browsers send such a
+    request for any page without asking first, so pages of other origins are refused here.
     """
+    if not origin_allowed(request.app[CORS], request):
+        raise Forbidden("Pages of this origin may not upload.")
     uploads = request.app[UPLOADS]
     said = ietf.Request(complete=True)
     ietf.check_representation(request.headers)
