@@ -18,9 +18,9 @@ from tests.processes import wait_until
 SECRET = "a secret of more than thirty-two bytes"
 
 
-def bearer(user: str, tenant: str = "t1") -> dict[str, str]:
+def bearer(user: str, tenant: str = "t1", ends_in_s: float = 600) -> dict[str, str]:
     """Return the header that shows a good token."""
-    said = {"sub": user, "tenant": tenant, "exp": time.time() + 600}
+    said = {"sub": user, "tenant": tenant, "exp": time.time() + ends_in_s}
     return {"Authorization": f"Bearer {jwt.encode(said, SECRET, 'HS256')}"}
 
 
@@ -57,6 +57,17 @@ def test_item_164_only_the_owner_reaches_an_upload(guarded: Ingest) -> None:
     assert snapshot(guarded.data_dir) == before
     assert alice.append(path, 5, b"world", complete=True).status == 201
     assert tracebacks(guarded.service) == []
+
+
+def test_item_151_the_last_request_needs_access_too(guarded: Ingest) -> None:
+    """Credentials that ran out while an upload went on do not complete it."""
+    path = Ietf(guarded.service.port, headers=bearer("alice")).create(b"hello")
+    before = snapshot(guarded.data_dir)
+    stale = Ietf(guarded.service.port, headers=bearer("alice", ends_in_s=-600))
+    answer = stale.append(path, 5, complete=True)
+    assert answer.status == 401
+    assert not stale.is_complete(answer)
+    assert snapshot(guarded.data_dir) == before
 
 
 def test_item_164_addresses_tell_nothing(ingest: Ingest) -> None:

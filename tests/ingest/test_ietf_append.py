@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from collections.abc import Mapping
@@ -227,7 +228,16 @@ def test_item_137_get_means_the_same(client: Ietf, ingest: Ingest) -> None:
     assert limits_of(answer)
 
 
-def test_items_138_139_get(client: Ietf, ingest: Ingest) -> None:
+def test_item_138_no_redirection_that_changes_the_method(client: Ietf) -> None:
+    """HEAD and DELETE are answered where they are sent, also of a complete upload."""
+    path = client.create(b"hello")
+    assert client.head(path).status == 204
+    client.append(path, 5, complete=True)
+    for answer in (client.head(path), client.delete(path)):
+        assert (answer.status, "Location" in answer.headers) == (204, False)
+
+
+def test_item_139_get(client: Ietf, ingest: Ingest) -> None:
     """GET serves nothing while bytes are missing, and then leads to the file by 307."""
     path = client.create(b"hello")
     plain = Ietf(ingest.service.port, None)
@@ -241,24 +251,36 @@ def test_items_138_139_get(client: Ietf, ingest: Ingest) -> None:
         assert answer.status == 307
         assert answer.headers["Location"] == path.replace("uploads", "storage")
         assert one.is_complete(answer)
-    assert client.head(path).status == 204  # never 301 or 302
 
 
-@pytest.mark.parametrize("name", ["Upload-Offset", "Upload-Complete", "Upload-Length"])
-@pytest.mark.parametrize("interop", VERSIONS)
-def test_items_141_154_fields_without_a_meaning(
-    ingest: Ingest, interop: int | None, name: str
-) -> None:
-    """HEAD and DELETE that say where they go on are mistakes, and do nothing."""
-    client = Ietf(ingest.service.port, interop)
+FIELDS = ["Upload-Offset", "Upload-Complete", "Upload-Length"]
+
+
+def refused_undisturbed(ingest: Ingest, client: Ietf, method: str, name: str) -> None:
+    """Send a request with a field that has no meaning there, while another one is served."""
     path = client.create(b"hello")
     value = "?1" if name == "Upload-Complete" else "5"
     with client.begin_append(path, 5, 10, b"wor", complete=False) as one:
         wait_for_offset(ingest.tus, path, 8)
-        for method in ("HEAD", "DELETE"):
-            assert client.ask(method, path, {name: value}).status == 400
+        answer = client.ask(method, path, {name: value})
+        assert answer.status == 400
+        assert not client.is_complete(answer)
         one.send(b"ld12345")
-        assert one.read().headers["Upload-Offset"] == "15"  # undisturbed
+        assert one.read().headers["Upload-Offset"] == "15"
+
+
+@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize("interop", VERSIONS)
+def test_item_141_head_with_fields(ingest: Ingest, interop: int | None, name: str) -> None:
+    """HEAD that says where it goes on is a mistake, and disturbs nobody."""
+    refused_undisturbed(ingest, Ietf(ingest.service.port, interop), "HEAD", name)
+
+
+@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize("interop", VERSIONS)
+def test_item_154_delete_with_fields(ingest: Ingest, interop: int | None, name: str) -> None:
+    """DELETE that says where it goes on was meant to be something else, and deletes nothing."""
+    refused_undisturbed(ingest, Ietf(ingest.service.port, interop), "DELETE", name)
 
 
 @pytest.mark.parametrize("interop", VERSIONS)
@@ -322,6 +344,32 @@ def test_item_144_wrong_offset_of_a_complete_upload(client: Ietf) -> None:
     assert answer.status == 409
     assert not client.is_complete(answer)
     assert answer.headers["Upload-Offset"] == "5"
+
+
+@pytest.mark.parametrize("interop", VERSIONS)
+def test_item_145_last_append(ingest: Ingest, interop: int | None) -> None:
+    """The last part is answered as the whole would have been, if it had come at once."""
+    client = Ietf(ingest.service.port, interop)
+    at_once = client.post(b"hello world", complete=True)
+    path = client.create(b"hello")
+    last = client.append(path, 5, b" world", complete=True)
+    assert client.is_complete(last)
+    assert last.status == at_once.status == 201
+    told = [json.loads(answer.body) for answer in (at_once, last)]
+    ids = [one.pop("upload_id") for one in told]
+    assert [one.pop("location") for one in told] == [f"/api/v1/storage/{one}" for one in ids]
+    assert told[0] == told[1]
+    completed_once(ingest.redis, path)
+
+
+@pytest.mark.parametrize("interop", VERSIONS)
+def test_item_146_append_with_more_to_come(ingest: Ingest, interop: int | None) -> None:
+    """A part is acknowledged with the offset, and it is said that more must come."""
+    client = Ietf(ingest.service.port, interop)
+    answer = client.append(client.create(b"hello"), 5, b" world")
+    assert answer.status == (204 if interop in {8, None} else 201)
+    assert not client.is_complete(answer)
+    assert answer.headers["Upload-Offset"] == "11"
 
 
 @pytest.mark.parametrize("how", ["fin", "rst", "half-close"])

@@ -156,11 +156,11 @@ def test_item_116_length_is_recorded(ingest: Ingest, interop: int | None) -> Non
     client = Ietf(ingest.service.port, interop)
     path = client.create(b"hello", {"Upload-Length": "9"})
     assert client.head(path).headers["Upload-Length"] == "9"
+    if interop is None:
+        return  # nobody is told where an upload is before its body has come
     with client.begin(
         "POST", COLLECTION, {**client.told(True), "Content-Length": "9"}, b"hello"
     ) as one:
-        if interop is None:
-            return  # nobody is told where the upload is
         location = one.read_interim_answer()
         wait_for_offset(ingest.tus, path_of(location), 5)
     assert client.head(path_of(location)).headers["Upload-Length"] == "9"
@@ -229,6 +229,15 @@ def test_item_119_limits_are_discovered(ingest: Ingest, target: str) -> None:
     assert answer.headers["Tus-Version"] == "1.0.0"
 
 
+def test_item_120_no_limits_of_the_whole_server(client: Ietf) -> None:
+    """Other resources of the host have other limits, so none are told of all of them."""
+    with Connection(client.port) as one:
+        one.send(head_of("OPTIONS", "*", {}))
+        answer = one.read()
+        assert answer.status == 404
+        assert not {"Upload-Limit", "Accept-Patch"} & set(answer.headers)
+
+
 def test_item_121_limits_are_the_real_ones(ingest: Ingest, client: Ietf) -> None:
     """What OPTIONS allows is taken, and one byte more is not."""
     largest = limits_of(client.ask("OPTIONS", COLLECTION))["max-size"]
@@ -252,7 +261,7 @@ def test_item_122_limits_do_not_tighten(client: Ietf) -> None:
 
 
 @pytest.mark.parametrize("interop", [6, 8, None])
-def test_items_123_124_what_is_too_large(ingest: Ingest, interop: int | None) -> None:
+def test_item_124_refusals_tell_the_limit(ingest: Ingest, interop: int | None) -> None:
     """What is over the limit is refused with the limit, before a byte of it is read."""
     client = Ietf(ingest.service.port, interop)
     before = snapshot(ingest.data_dir)
@@ -286,6 +295,23 @@ def test_item_123_chunked_body_over_the_limit(start_ingest: Starter) -> None:
     assert client.head(path).status == 410
 
 
+@pytest.mark.parametrize("interop", VERSIONS)
+def test_item_132_completeness_in_every_answer(ingest: Ingest, interop: int | None) -> None:
+    """Each answer to a creation says whether it is that of a complete upload."""
+    client = Ietf(ingest.service.port, interop)
+    answers = [
+        client.post(b"hello", complete=True),
+        client.post(b"hello"),
+        client.post(b"hello", {"Upload-Length": "3"}),
+        client.post(b"hello", {"Content-Encoding": "br"}),
+        client.post(b"hello", {"Upload-Length": str(LARGEST + 1)}),
+        client.post(b"hello", {"Expect": "tea"}),
+    ]
+    assert [answer.status for answer in answers] == [201, 201, 400, 415, 413, 417]
+    told = [client.is_complete(answer) for answer in answers]
+    assert told == [True, False, False, False, False, False]
+
+
 @pytest.mark.parametrize("how", ["fin", "rst", "half-close"])
 def test_item_133_interrupted_creation(ingest: Ingest, client: Ietf, how: str) -> None:
     """What arrived of a first body is kept; it is not complete, and can be continued."""
@@ -309,14 +335,14 @@ def test_item_134_metadata_of_the_file(ingest: Ingest, client: Ietf) -> None:
     path = client.create(
         b"hello",
         {
-            "Content-Type": "Video/MP4; codecs=x",
-            "Content-Disposition": "inline; filename=\"n.mp4\"; filename*=UTF-8''n%C3%A4.mp4",
+            "Content-Type": "Text/Plain; charset=x",
+            "Content-Disposition": "inline; filename=\"n.txt\"; filename*=UTF-8''n%C3%A4.txt",
         },
     )
     later = {"Content-Disposition": "inline; filename=other"}
     assert client.append(path, 5, b"", later).status == 204
     facts = sidecar(ingest.data_dir, path).facts
-    assert (facts.filename, facts.content_type) == ("nä.mp4", "video/mp4")
+    assert (facts.filename, facts.content_type) == ("nä.txt", "text/plain")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 from tests.ingest.conftest import Ingest, Starter
 from tests.ingest.evidence import blob, completed_once, tracebacks
 from tests.ingest.ietf_client import VERSIONS, Ietf
-from tests.ingest.test_faults import injecting
+from tests.ingest.system_calls import injecting
 from tests.ingest.tus_client import id_of, wait_for_offset
 from tests.processes import RedisServer, running
 
