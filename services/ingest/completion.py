@@ -75,8 +75,8 @@ class Completion:
 
         Called for each request that finds the last byte in place, so that a finish that was
         interrupted is made up for before the client is told that it is done (item 173).
-        Waits for the digest only if one was declared, or is nearly computed. With a scan due
-        the upload is set aside, and ``release`` finishes it.
+        Waits for the digest only if one was declared or asked for, or is nearly computed. With
+        a scan due the upload is set aside, and ``release`` finishes it.
 
         Raises:
             HashMismatch: The upload has failed: it does not have the declared digest.
@@ -104,7 +104,8 @@ class Completion:
     async def _verified(self, writer: BlobWriter) -> Sidecar:
         """Return the record with the digests, as far as they are waited for."""
         sidecar, size = writer.sidecar, writer.offset
-        if not sidecar.expected and self._hashing.left(sidecar, size) > SMALL:
+        awaited = sidecar.expected or sidecar.wants_digest
+        if not awaited and self._hashing.left(sidecar, size) > SMALL:
             return sidecar
         digests = await self._hashing.digests(sidecar, size)
         for algorithm, value in sidecar.expected.items():

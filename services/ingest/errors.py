@@ -22,7 +22,6 @@ __all__ = [
     "OffsetMismatch",
     "OverLength",
     "OverLimit",
-    "ProcessingFailed",
     "ProtocolMismatch",
     "QuotaExceeded",
     "SessionMismatch",
@@ -59,6 +58,7 @@ class HashMismatch(ApiError):
     """
 
     status, error_code, title = 422, "HASH_MISMATCH", "Unprocessable content"
+    problem_type = f"{_PROBLEMS}digest-mismatching-values"
 
 
 class OffsetMismatch(Conflict):
@@ -112,16 +112,10 @@ class DigestUnreadable(InvalidRequest):
 
 
 class DigestMismatch(InvalidRequest):
-    """Other bytes arrived than those that the client's digest was made of."""
+    """A body is not what its digest says. It was thrown away; send it again."""
 
-    error_code = "HASH_MISMATCH"
+    error_code = "DIGEST_MISMATCH"
     problem_type = f"{_PROBLEMS}digest-mismatching-values"
-
-
-class ProcessingFailed(ApiError):
-    """All bytes are there, and they were refused. Sending them again changes nothing."""
-
-    status, error_code, title = 422, "UPLOAD_FAILED", "Unprocessable content"
 
 
 class Gone(ApiError):

@@ -129,7 +129,8 @@ class Hashing:
         """Return the digests that an upload is to have."""
         if sidecar.is_partial:
             return set()
-        return {*sidecar.expected, *(("sha256",) if self._every else ())}
+        every = "sha256" if self._every else ""
+        return {*sidecar.expected, sidecar.wants_digest, every} - {""}
 
     def begin(self, sidecar: Sidecar, offset: int) -> None:
         """Note that bytes will come from ``offset`` on."""

@@ -12,13 +12,12 @@ from aiohttp import web
 
 from services.ingest import ietf
 from services.ingest.digest_fields import render_digests
-from services.ingest.errors import DigestMismatch, OverLength, ProcessingFailed
+from services.ingest.errors import OverLength
 from services.ingest.handlers import LOCATIONS, SETTINGS, UPLOADS
 from services.ingest.interim import send_interim, takes_interim
-from services.ingest.verification import HASH_MISMATCH
 from shared.blobs.store import BlobWriter, Stored
 from shared.errors import ApiError, PayloadTooLarge
-from shared.events import UploadFailed
+from shared.events import UploadDuplicate, UploadFailed
 from shared.sidecar import Sidecar
 from shared.web import json_response, problem
 
@@ -48,6 +47,9 @@ class StoredFile(msgspec.Struct, frozen=True, kw_only=True):
     size: Annotated[int, msgspec.Meta(description="Bytes")]
     status: Annotated[
         str, msgspec.Meta(description="`completed`, or `quarantined` until it is found clean")
+    ]
+    duplicate: Annotated[
+        bool, msgspec.Meta(description="Whether the bytes were there already")
     ]
 
 
@@ -106,28 +108,24 @@ def limits(
     return ietf.limits(said.version, max_size=max_size, lifetime_s=lifetime_s)
 
 
-def whole(writer: BlobWriter) -> web.Response:
+def whole(sidecar: Sidecar, size: int) -> web.Response:
     """Return what the collection answers to a file that is whole (items 129 and 145)."""
-    response = file_answer(writer)
-    response.headers.update({"Upload-Complete": "?1", **at(writer.offset)})
+    response = file_answer(sidecar, size)
+    response.headers.update({"Upload-Complete": "?1", **at(size)})
     return response
 
 
-def file_answer(writer: BlobWriter) -> web.Response:
-    """Return what is said of a file, whether it was found good or not."""
-    sidecar = writer.sidecar
-    if sidecar.status == "failed":
-        code, text = cause_of_failure(sidecar)
-        kind = DigestMismatch if code == HASH_MISMATCH else ProcessingFailed
-        return problem(kind(text, error_code=code))
+def file_answer(sidecar: Sidecar, size: int) -> web.Response:
+    """Return what is said of a file that is whole. Its body may not have been read."""
     facts, location = sidecar.facts, file_url(sidecar)
     file = StoredFile(
         upload_id=sidecar.upload_id,
         location=location,
         filename=facts.filename,
         content_type=facts.content_type,
-        size=writer.offset,
+        size=size,
         status=sidecar.status,
+        duplicate=isinstance(sidecar.outbox[-1], UploadDuplicate),
     )
     digest = render_digests(sidecar.digests, sidecar.wants_digest)
     headers = {"Location": location, "Cache-Control": "no-store", **digest}
@@ -146,12 +144,10 @@ def location_of(request: web.Request, sidecar: Sidecar) -> str:
     )
 
 
-def cause_of_failure(sidecar: Sidecar) -> tuple[str, str]:
-    """Return code and text of why an upload failed."""
+def cause_of_failure(sidecar: Sidecar) -> str:
+    """Return the code of why an upload failed."""
     last = sidecar.outbox[-1]
-    if isinstance(last, UploadFailed):
-        return last.error_code, last.error_message
-    return "UPLOAD_FAILED", "The upload has failed."
+    return last.error_code if isinstance(last, UploadFailed) else "UPLOAD_FAILED"
 
 
 def at(offset: int) -> dict[str, str]:

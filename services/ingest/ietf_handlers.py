@@ -22,8 +22,10 @@ from services.ingest.errors import (
     BodyStalled,
     ChecksumMismatch,
     CompletedUpload,
+    ContentMismatch,
     DigestMismatch,
     Gone,
+    HashMismatch,
     InconsistentLength,
     Locked,
     OverLength,
@@ -34,11 +36,12 @@ from services.ingest.handlers import SETTINGS, UPLOADS
 from services.ingest.receive import Ended
 from services.ingest.refusals import refusing
 from services.ingest.request_body import BodyCut, RequestBody
-from services.ingest.verification import complete_verified
 from services.ingest.writers import Lease
 from shared.blobs.store import Stored
-from shared.errors import ApiError, InvalidRequest, Unavailable
+from shared.cors import origin_allowed
+from shared.errors import ApiError, Forbidden, InvalidRequest, Unavailable
 from shared.identity import principal_of
+from shared.serve import CORS
 
 __all__ = [
     "append_part",
@@ -72,21 +75,27 @@ def speaks_ietf(
 
 @speaks_ietf
 async def open_upload(request: web.Request, said: ietf.Request) -> web.StreamResponse:
-    """POST with ``Upload-Complete``: open an upload; the body is its beginning, or all."""
+    """POST with ``Upload-Complete``: open an upload; the body is its beginning, or all.
+
+    A file that the caller's tenant has, by its declared digest, is complete without its body.
+    """
     uploads = request.app[UPLOADS]
     ietf.check_representation(request.headers)
     size = _length_after(request, said, known=None, offset=0)
     _room(request, offset=0, length=size)
     checks = _content_checks(request)
     creation = ietf.creation_of(request.headers, size)
+    uploads.writers.check_grantable()  # else only an upload that nobody knows would be left
     sidecar = await uploads.create(creation, principal_of(request))
-    location = answers.location_of(request, sidecar)
     log.info("upload_created", upload_id=sidecar.upload_id, size=size)
+    if sidecar.status != "created":
+        return answers.whole(sidecar, size or 0)
+    location = answers.location_of(request, sidecar)
     headers = {"Location": location, **answers.limits(request, said, time.time())}
     await answers.tell(request, said, headers)
     async with uploads.writers.writing(sidecar.upload_id) as lease:
         if await _take(request, said, lease, checks):
-            return answers.whole(lease.writer)
+            return answers.whole(lease.writer.sidecar, lease.writer.offset)
         headers |= answers.state(request, said, lease.writer)
         return web.Response(status=201, headers=headers)
 
@@ -100,11 +109,11 @@ async def append_part(request: web.Request, said: ietf.Request) -> web.StreamRes
         writer = lease.writer
         ietf.check_offset(offset, writer.offset)
         if writer.sidecar.status != "created":
-            if complete and await _is_empty(request):
-                return answers.whole(writer)  # the answer was lost (item 150)
+            if complete and await _is_empty(request):  # the answer was lost (item 150)
+                return answers.whole(writer.sidecar, writer.offset)
             raise CompletedUpload("The upload is complete, and nothing can be added.")
         if await _take(request, said, lease, checks):
-            return answers.whole(writer)
+            return answers.whole(writer.sidecar, writer.offset)
         headers = answers.state(request, said, writer)
         return web.Response(status=ietf.append_status(said.version), headers=headers)
 
@@ -124,7 +133,7 @@ async def read_state(request: web.Request, said: ietf.Request) -> web.StreamResp
             return web.Response(status=204, headers=headers)
     _refuse_ended(request, stored)
     headers = answers.state(request, said, stored)
-    if request.method == "GET":
+    if request.method == "GET" and stored.sidecar.status == "completed":
         headers["Location"] = answers.file_url(stored.sidecar)
         return web.Response(status=307, headers=headers)
     return web.Response(status=204, headers=headers)
@@ -145,8 +154,11 @@ async def cancel_upload(request: web.Request, _: ietf.Request) -> web.StreamResp
 async def take_file(request: web.Request, _: ietf.Request) -> web.StreamResponse:
     """POST without a word of resuming: the body is a file (item 136).
 
-    Nobody could continue it, so what does not come whole is dropped.
+    Nobody could continue it, so what does not come whole is dropped. Browsers send such a
+    request for any page without asking first, so pages of other origins are refused here.
     """
+    if not origin_allowed(request.app[CORS], request):
+        raise Forbidden("Pages of this origin may not upload.")
     uploads = request.app[UPLOADS]
     said = ietf.Request(complete=True)
     ietf.check_representation(request.headers)
@@ -154,8 +166,11 @@ async def take_file(request: web.Request, _: ietf.Request) -> web.StreamResponse
     _room(request, offset=0, length=size)
     checks = _content_checks(request)
     creation = ietf.creation_of(request.headers, size)
+    uploads.writers.check_grantable()
     sidecar = await uploads.create(creation, principal_of(request))
     log.info("upload_created", upload_id=sidecar.upload_id, size=size)
+    if sidecar.status != "created":
+        return answers.file_answer(sidecar, size or 0)
     async with uploads.writers.writing(sidecar.upload_id) as lease:
         try:
             await _take(request, said, lease, checks)
@@ -165,7 +180,7 @@ async def take_file(request: web.Request, _: ietf.Request) -> web.StreamResponse
         finally:
             if lease.writer.sidecar.status == "created":
                 await uploads.terminate(lease.writer)
-        return answers.file_answer(lease.writer)
+        return answers.file_answer(lease.writer.sidecar, lease.writer.offset)
 
 
 @asynccontextmanager
@@ -187,7 +202,7 @@ async def _writing(request: web.Request, *, appends: bool = False) -> AsyncItera
 def _refuse_ended(request: web.Request, stored: Stored) -> None:
     sidecar = stored.sidecar
     if sidecar.status == "failed":
-        raise Gone("The upload has failed.", error_code=answers.cause_of_failure(sidecar)[0])
+        raise Gone("The upload has failed.", error_code=answers.cause_of_failure(sidecar))
     if request.app[UPLOADS].is_expired(stored):
         raise Gone("The upload was not continued in time.")
 
@@ -195,7 +210,7 @@ def _refuse_ended(request: web.Request, stored: Stored) -> None:
 async def _take(
     request: web.Request, said: ietf.Request, lease: Lease, checks: tuple[Check, ...]
 ) -> bool:
-    """Take the body of a request; tell whether it was the last, and the upload has ended.
+    """Take the body of a request; tell whether it was the last, and the upload is complete.
 
     Raises:
         ApiError: The body does not fit, or did not come whole. What came is kept, but for an
@@ -210,6 +225,8 @@ async def _take(
         raise
     except ChecksumMismatch as exc:
         raise DigestMismatch(exc.message, headers=answers.at(writer.offset)) from None
+    except ContentMismatch as exc:
+        raise _judged(exc) from None
     if ended is not Ended.COMPLETE:
         raise _early_end(ended, lease)
     if not said.complete:
@@ -219,9 +236,17 @@ async def _take(
             f"The upload ended at {writer.offset}, not {writer.sidecar.size}.",
             headers=answers.at(writer.offset),
         )
-    if not await complete_verified(uploads, lease):
-        raise _early_end(Ended.ASKED, lease)
+    try:
+        await uploads.complete(writer)
+    except (ContentMismatch, HashMismatch) as exc:
+        raise _judged(exc) from None
     return True
+
+
+def _judged(error: ApiError) -> ApiError:
+    """Return a refusal of what the upload is, not of how it came (items 114 and 145)."""
+    error.headers["Upload-Complete"] = "?1"
+    return error
 
 
 async def _receive(

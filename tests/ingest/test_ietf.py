@@ -232,9 +232,9 @@ def test_item_123_room() -> None:
     assert room(3, None, None, 10) == 7
     assert room(3, 9, 6, 10) == 6
     assert room(0, 10, 10, 10) == 10
-    for too_much in ((0, 11, None), (3, None, 8), (0, None, 11), (0, 11, 0)):
+    for offset, length, body in ((0, 11, None), (3, None, 8), (0, None, 11), (0, 11, 0)):
         with pytest.raises(PayloadTooLarge):
-            room(*too_much, 10)
+            room(offset, length, body, 10)
 
 
 def test_item_144_offsets_that_differ() -> None:

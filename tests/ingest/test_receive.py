@@ -41,6 +41,8 @@ class Scene:
     lease: Lease | None = None
     offsets: list[int] = field(default_factory=list)
     """What was reported, in order."""
+    told: list[int] | None = None
+    """What the client was told to be safe; ``None``: it does not want to know."""
     ends: asyncio.Queue[Ended | BaseException] = field(default_factory=asyncio.Queue)
     clients: ExitStack = field(default_factory=ExitStack)
 
@@ -54,11 +56,17 @@ class Scene:
                     room=self.room,
                     idle_s=self.idle_s,
                     on_progress=self.offsets.append,
+                    on_safe=None if self.told is None else self.tell,
                 )
             except OSError as exc:
                 end = exc
             self.ends.put_nowait(end)
         return web.Response()
+
+    async def tell(self, offset: int) -> None:
+        """Note what the client is told to be safe."""
+        assert self.told is not None
+        self.told.append(offset)
 
     def begin(self, body: bytes = b"", *, length: int | None = 10**9) -> Connection:
         """Send the head of a request and some of its body."""
@@ -320,6 +328,50 @@ async def test_asked_while_the_disk_is_slow(
     disk.go_on.set()
     assert await scene.end() is Ended.ASKED
     assert scene.content() == sent + more
+
+
+async def test_only_what_is_synced_is_told(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An offset that the client may forget bytes for is one that the disk has confirmed."""
+    synced: list[int] = []
+
+    def sync(fd: int) -> None:
+        size = os.fstat(fd).st_size
+        durable.sync_data(fd)
+        synced.append(size)
+
+    monkeypatch.setattr(filesystem_writer, "sync_data", sync)
+    scene.told = []
+    sent = os.urandom(2_500_000)
+    client = scene.begin(length=len(sent))
+    for at in range(0, len(sent), 100_000):
+        await send(client, sent[at : at + 100_000])
+        await asyncio.sleep(0.1)  # the pace of the client
+    assert await scene.end() is Ended.COMPLETE
+    assert scene.content() == sent
+    assert 1 <= len(scene.told) <= 3
+    assert scene.told == synced
+
+
+async def test_sync_that_fails_is_not_told(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the disk loses bytes, nobody is told they are safe, and nothing follows the gap."""
+
+    def sync(fd: int) -> None:
+        raise OSError(errno.EIO, "lost")
+
+    monkeypatch.setattr(filesystem_writer, "sync_data", sync)
+    scene.told = []
+    client = scene.begin()
+    with contextlib.suppress(ConnectionError):
+        for _ in range(15):
+            await send(client, bytes(100_000))
+            await asyncio.sleep(0.1)  # the pace of the client
+    end = await scene.end()
+    assert isinstance(end, OSError)
+    assert (end.errno, scene.told, scene.content()) == (errno.EIO, [], b"")
 
 
 async def test_memory_is_bounded(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,8 @@ class Answer:
     headers: CIMultiDict[str]
     body: bytes = b""
     interim: tuple[int, ...] = ()
+    interim_headers: tuple[CIMultiDict[str], ...] = ()
+    """Of the interim ones."""
     raw_head: bytes = field(default=b"", repr=False)
 
 
@@ -87,16 +89,17 @@ class Connection:
             EOFError: The server closed the connection instead.
 
         """
-        interim = []
+        interim, interim_headers = [], []
         while True:
             status, headers, raw = self._read_head()
             if status >= 200:
                 break
             interim.append(status)
+            interim_headers.append(headers)
         body = b""
         if not no_body and status not in {204, 304}:
             body = self._read_exactly(int(headers.get("Content-Length", "0")))
-        return Answer(status, headers, body, tuple(interim), raw)
+        return Answer(status, headers, body, tuple(interim), tuple(interim_headers), raw)
 
     def read_interim(self) -> int:
         """Return the status of the next response, which must be an interim one."""
