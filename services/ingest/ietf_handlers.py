@@ -32,7 +32,7 @@ from services.ingest.errors import (
 )
 from services.ingest.handlers import SETTINGS, UPLOADS
 from services.ingest.receive import Ended
-from services.ingest.refusals import refusing
+from services.ingest.refusals import never_away, refusing
 from services.ingest.request_body import BodyCut, RequestBody
 from services.ingest.verification import complete_verified
 from services.ingest.writers import Lease
@@ -79,6 +79,7 @@ async def open_upload(request: web.Request, said: ietf.Request) -> web.StreamRes
     _room(request, offset=0, length=size)
     checks = _content_checks(request)
     creation = ietf.creation_of(request.headers, size)
+    uploads.writers.check_grantable()
     sidecar = await uploads.create(creation, principal_of(request))
     location = answers.location_of(request, sidecar)
     log.info("upload_created", upload_id=sidecar.upload_id, size=size)
@@ -117,11 +118,12 @@ async def read_state(request: web.Request, said: ietf.Request) -> web.StreamResp
     """
     ietf.check_carries_nothing(request.headers)
     uploads, upload_id = request.app[UPLOADS], request.match_info["upload_id"]
-    stored = await uploads.find(upload_id, principal_of(request))
-    if stored.sidecar.status == "created":
-        async with _writing(request) as lease:
-            headers = answers.state(request, said, lease.writer)
-            return web.Response(status=204, headers=headers)
+    with never_away():
+        stored = await uploads.find(upload_id, principal_of(request))
+        if stored.sidecar.status == "created":
+            async with _writing(request) as lease:
+                headers = answers.state(request, said, lease.writer)
+                return web.Response(status=204, headers=headers)
     _refuse_ended(request, stored)
     headers = answers.state(request, said, stored)
     if request.method == "GET":
@@ -154,6 +156,7 @@ async def take_file(request: web.Request, _: ietf.Request) -> web.StreamResponse
     _room(request, offset=0, length=size)
     checks = _content_checks(request)
     creation = ietf.creation_of(request.headers, size)
+    uploads.writers.check_grantable()
     sidecar = await uploads.create(creation, principal_of(request))
     log.info("upload_created", upload_id=sidecar.upload_id, size=size)
     async with uploads.writers.writing(sidecar.upload_id) as lease:

@@ -31,6 +31,7 @@ from shared.blobs.store import (
 )
 from shared.errors import ApiError, InvalidRequest
 from shared.identity import Principal
+from shared.leases import LeaseLost
 from shared.lifecycle import TaskSet
 from shared.sidecar import Sidecar, SidecarDamaged
 
@@ -138,7 +139,7 @@ class Joins:
                 awaited: str | None = final_id
                 try:
                     awaited = await self._attempt(final_id)
-                except (UploadBusy, LeaseUnavailable):
+                except (UploadBusy, LeaseUnavailable, LeaseLost):
                     pass
                 except ApiError as exc:  # it is not what it claims to be, and has failed
                     if first is not None and not first.done():

@@ -18,6 +18,7 @@ import redis as redis_client
 
 from tests.ingest.conftest import Ingest, prepare
 from tests.ingest.evidence import blob, completed_once, tracebacks
+from tests.ingest.ietf_client import Ietf
 from tests.ingest.tus_client import CHUNK, Tus, id_of, wait_for_offset
 from tests.ingest.uploaders import Uploader, kill_at_random
 from tests.processes import RedisServer, ServiceProcess, running, wait_until
@@ -196,17 +197,19 @@ def check_without_leases(tus: Tus, idle: str, held: str) -> str:
         held: An upload that a request works on, in whatever replica.
 
     """
-    started = time.monotonic()
+    ietf, started = Ietf(tus.port), time.monotonic()
     refused = tus.patch(idle, 100, b"x" * 900)
     assert refused.status == 503
     assert int(refused.headers["Retry-After"]) >= 1
     assert tus.post({**CHUNK, "Upload-Length": "3"}, b"abc").status == 503
     assert tus.post({"Upload-Length": "0"}).status == 503
+    assert ietf.post(b"abc", complete=True).status == 503
     assert tus.delete(idle).status == 503
     for path in (idle, held):
         answer = tus.head(path)
         assert answer.status == 423
         assert int(answer.headers["Retry-After"]) >= 1
+    assert ietf.ask("HEAD", idle).status == 423
     assert tus.ask("GET", idle, {}).headers["Upload-Offset"] == "100"
     fresh = tus.create(5)
     assert time.monotonic() - started < 2
