@@ -34,7 +34,7 @@ from services.ingest.errors import (
 )
 from services.ingest.handlers import SETTINGS, UPLOADS
 from services.ingest.receive import Ended
-from services.ingest.refusals import refusing
+from services.ingest.refusals import never_away, refusing
 from services.ingest.request_body import BodyCut, RequestBody
 from services.ingest.writers import Lease
 from shared.blobs.store import Stored
@@ -126,11 +126,12 @@ async def read_state(request: web.Request, said: ietf.Request) -> web.StreamResp
     """
     ietf.check_carries_nothing(request.headers)
     uploads, upload_id = request.app[UPLOADS], request.match_info["upload_id"]
-    stored = await uploads.find(upload_id, principal_of(request))
-    if stored.sidecar.status == "created":
-        async with _writing(request) as lease:
-            headers = answers.state(request, said, lease.writer)
-            return web.Response(status=204, headers=headers)
+    with never_away():
+        stored = await uploads.find(upload_id, principal_of(request))
+        if stored.sidecar.status == "created":
+            async with _writing(request) as lease:
+                headers = answers.state(request, said, lease.writer)
+                return web.Response(status=204, headers=headers)
     _refuse_ended(request, stored)
     headers = answers.state(request, said, stored)
     if request.method == "GET" and stored.sidecar.status == "completed":

@@ -31,6 +31,7 @@ from shared.blobs.store import (
 )
 from shared.errors import ApiError, InvalidRequest
 from shared.identity import Principal
+from shared.leases import LeaseLost
 from shared.lifecycle import TaskSet
 from shared.sidecar import Sidecar, SidecarDamaged
 
@@ -139,7 +140,7 @@ class Joins:
                 awaited: str | None = final_id
                 try:
                     awaited = await self._attempt(final_id)
-                except (UploadBusy, LeaseUnavailable):
+                except (UploadBusy, LeaseUnavailable, LeaseLost):
                     pass
                 except OSError as exc:
                     log.error("join_failed", upload_id=final_id, error=repr(exc))

@@ -34,7 +34,7 @@ from services.ingest.signatures import HEAD
 from services.ingest.staging import StagedBody
 from services.ingest.validation import Inspection
 from services.ingest.writers import Lease, Writers
-from shared.blobs.store import BlobStore, BlobWriter, Stored
+from shared.blobs.store import BlobStore, BlobWriter, LeaseUnavailable, Stored
 from shared.errors import Forbidden
 from shared.events import FileDeleted, UploadCancelled, UploadCreated, UploadFacts
 from shared.identity import Principal
@@ -173,9 +173,12 @@ class Uploads:
         self._progress.changed(sidecar, 0)
         if original is None:
             return sidecar
-        async with self.writers.writing(upload_id) as lease:
-            await self._completion.duplicate(lease.writer, original)
-            return lease.writer.sidecar
+        try:
+            async with self.writers.writing(upload_id) as lease:
+                await self._completion.duplicate(lease.writer, original)
+                return lease.writer.sidecar
+        except LeaseUnavailable:  # then it is an upload like any other
+            return sidecar
 
     async def _original_of(self, sidecar: Sidecar) -> Sidecar | None:
         """Return the file that a new upload says it is a copy of, if its tenant has it."""

@@ -16,8 +16,10 @@ from typing import Any, Final
 import pytest
 import redis as redis_client
 
+from shared.sidecar import new_id
 from tests.ingest.conftest import Ingest, prepare
 from tests.ingest.evidence import blob, completed_once, tracebacks
+from tests.ingest.ietf_client import Ietf
 from tests.ingest.tus_client import CHUNK, Tus, id_of, wait_for_offset
 from tests.ingest.uploaders import Uploader, kill_at_random
 from tests.processes import RedisServer, ServiceProcess, running, wait_until
@@ -27,9 +29,6 @@ LEASED: Final = {"UPLOAD_LEASE": "redis"}
 TTL_S: Final = 5.0
 CLIENTS: Final = 8
 """Uploads that run at the same time, while replicas are killed."""
-
-STORES: Final[Mapping[str, Mapping[str, str]]] = {"flock": {}, "lease": LEASED}
-"""Settings of each kind of store; those of object stores come from the fixture they name."""
 
 StartReplicas = Callable[..., list[Ingest]]
 
@@ -177,6 +176,16 @@ def test_redis_dies_during_a_patch(leased: tuple[Ingest, Ingest]) -> None:
         completed_once(redis, path, repeats=True)
 
 
+def wait_for_lease(redis: RedisServer, path: str) -> None:
+    """Wait until a request holds an upload."""
+    client: Any = redis_client.Redis.from_url(redis.url)
+    try:
+        held = "lease:{writers}:held"
+        wait_until(lambda: client.hexists(held, id_of(path)), "a request holds it")
+    finally:
+        client.close()
+
+
 @contextmanager
 def dead(redis: RedisServer) -> Iterator[None]:
     """Kill Redis -9, and start it again at the end."""
@@ -185,6 +194,16 @@ def dead(redis: RedisServer) -> Iterator[None]:
         yield
     finally:
         redis.start()
+
+
+@contextmanager
+def hung(redis: RedisServer) -> Iterator[None]:
+    """Stop Redis, and let it go on at the end."""
+    redis.signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        redis.signal(signal.SIGCONT)
 
 
 def check_without_leases(tus: Tus, idle: str, held: str) -> str:
@@ -196,17 +215,19 @@ def check_without_leases(tus: Tus, idle: str, held: str) -> str:
         held: An upload that a request works on, in whatever replica.
 
     """
-    started = time.monotonic()
+    ietf, started = Ietf(tus.port), time.monotonic()
     refused = tus.patch(idle, 100, b"x" * 900)
     assert refused.status == 503
     assert int(refused.headers["Retry-After"]) >= 1
     assert tus.post({**CHUNK, "Upload-Length": "3"}, b"abc").status == 503
     assert tus.post({"Upload-Length": "0"}).status == 503
+    assert ietf.post(b"abc", complete=True).status == 503
     assert tus.delete(idle).status == 503
     for path in (idle, held):
         answer = tus.head(path)
         assert answer.status == 423
         assert int(answer.headers["Retry-After"]) >= 1
+    assert ietf.ask("HEAD", idle).status == 423
     assert tus.ask("GET", idle, {}).headers["Upload-Offset"] == "100"
     fresh = tus.create(5)
     assert time.monotonic() - started < 2
@@ -236,18 +257,51 @@ def test_redis_hangs_during_a_patch(leased: tuple[Ingest, Ingest]) -> None:
     path = here.create(1000)
     with here.begin_patch(path, 0, 1000, b"x" * 400) as one:
         wait_for_offset(here, path, 400)
-        redis.signal(signal.SIGSTOP)
-        try:
+        with hung(redis):
             time.sleep(TTL_S)
             one.send(b"z" * 600)
             assert one.read().status == 423
             assert there.head(path).status == 423
-        finally:
-            redis.signal(signal.SIGCONT)
     wait_until(lambda: there.head(path).status == 200, "leases are granted again")
     assert there.offset(path) == 400
     assert there.patch(path, 400, b"y" * 600).status == 204
     assert blob(leased[0].data_dir, path) == b"x" * 400 + b"y" * 600
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("store_env", ["s3"], indirect=True)
+@pytest.mark.parametrize("how", ["dead", "hung"])
+def test_redis_is_away_on_s3(
+    start_replicas: StartReplicas,
+    own_redis: RedisServer,
+    store_env: Mapping[str, str],
+    how: str,
+) -> None:
+    """Where fences keep zombies out a request outlasts a Redis that is dead or only silent."""
+    replicas = start_replicas(**store_env)
+    here, there = (one.tus for one in replicas)
+    path = here.create(1000)
+    assert here.patch(path, 0, b"x" * 100).status == 204
+    with here.begin_patch(path, 100, 400, b"x" * 100) as one:
+        wait_for_lease(own_redis, path)
+        with {"dead": dead, "hung": hung}[how](own_redis):
+            for _ in range(50):  # for longer than any lease
+                one.send(b"y")
+                time.sleep((TTL_S + 2) / 50)
+            assert there.head(path).status == 423
+            one.send(b"z" * 250)
+            assert one.read().status == 204
+    wait_until(lambda: there.head(path).status == 200, "leases are granted again")
+    with here.begin_patch(path, 500, 500, b"v" * 100) as one:
+        wait_for_lease(own_redis, path)
+        started = time.monotonic()
+        offset = there.offset(path)
+        assert time.monotonic() - started < 1.0
+        assert one.read().status == 423
+    assert offset in {500, 600}
+    assert there.patch(path, offset, b"w" * (1000 - offset)).status == 204
+    completed_once(own_redis, path, repeats=True)
+    assert [tracebacks(one.service) for one in replicas] == [[], []]
 
 
 # Replicas die at random.
@@ -256,7 +310,16 @@ def test_redis_hangs_during_a_patch(leased: tuple[Ingest, Ingest]) -> None:
 @pytest.fixture
 def store_env(request: pytest.FixtureRequest) -> Mapping[str, str]:
     """The settings that choose a kind of store."""
-    return STORES[request.param]
+    if request.param != "s3":
+        return {"flock": {}, "lease": LEASED}[request.param]
+    server: Any = request.getfixturevalue("moto_server")
+    return {
+        "BLOB_STORE": f"s3://uploads/{new_id()}",
+        "S3_ENDPOINT_URL": server.url,
+        "S3_REGION": "us-east-1",
+        "S3_ACCESS_KEY_ID": server.access_key_id,
+        "S3_SECRET_ACCESS_KEY": server.secret_access_key,
+    }
 
 
 @pytest.mark.timeout(400)
@@ -266,6 +329,7 @@ def store_env(request: pytest.FixtureRequest) -> Mapping[str, str]:
         pytest.param("flock", 100, id="flock-100"),
         pytest.param("lease", 16, id="lease-16"),
         pytest.param("lease", 100, id="lease-100", marks=pytest.mark.slow),
+        pytest.param("s3", 100, id="s3-100", marks=pytest.mark.slow),
     ],
     indirect=["store_env"],
 )
