@@ -9,12 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from bench import fanout, machine, receive, small_uploads
+from bench import duplicates, fanout, machine, receive, small_uploads
 
 _BENCHMARKS: Final[dict[str, Callable[[int], str]]] = {
     "receive": receive.report,
     "fanout": fanout.report,
     "small": small_uploads.report,
+    "duplicates": duplicates.report,
 }
 
 

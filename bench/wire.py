@@ -40,9 +40,14 @@ class Connection:
         self._reader.close()
         self._socket.close()
 
-    def create(self, collection: str, size: int) -> str:
+    def discover(self, collection: str) -> None:
+        """Ask what the server supports."""
+        self._socket.sendall(self._head("OPTIONS", collection, _TUS))
+        _expect(self._answer(), 204, f"OPTIONS {collection}")
+
+    def create(self, collection: str, size: int, more: Mapping[str, str] | None = None) -> str:
         """Open an upload of so many bytes; return its path."""
-        headers = {**_TUS, "Upload-Length": str(size), "Content-Length": "0"}
+        headers = {**_TUS, "Upload-Length": str(size), "Content-Length": "0", **(more or {})}
         self._socket.sendall(self._head("POST", collection, headers))
         answer = self._answer()
         _expect(answer, 201, f"POST {collection}")
