@@ -34,7 +34,7 @@ from services.ingest.signatures import HEAD
 from services.ingest.staging import StagedBody
 from services.ingest.validation import Inspection
 from services.ingest.writers import Lease, Writers
-from shared.blobs.store import BlobStore, BlobWriter, Stored
+from shared.blobs.store import BlobStore, BlobWriter, Stored, UploadNotFound
 from shared.errors import Forbidden
 from shared.events import FileDeleted, UploadCancelled, UploadCreated, UploadFacts
 from shared.identity import Principal
@@ -185,10 +185,14 @@ class Uploads:
             return None
         tenant = sidecar.facts.tenant
         original = await self._dedupe.find(tenant, sha256, size, fresh=False)
-        if original is None:
-            return None
+        if original is None or not sidecar.expected.items() <= original.digests.items():
+            return None  # what else is declared must be verified
         if not self._inspection.claims(sidecar) <= self._inspection.claims(original):
-            head = await self._head(original.upload_id, size)
+            try:
+                head = await self._head(original.upload_id, size)
+            except UploadNotFound:
+                await self._dedupe.forget(original)
+                return None
             self._inspection.check_start(sidecar, head, complete=True)
         return original
 
