@@ -9,14 +9,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from bench import dedupe, fanout, form, hashing, machine, payload, receive, s3, small_uploads
+from bench import (
+    duplicates,
+    fanout,
+    form,
+    hashing,
+    machine,
+    payload,
+    receive,
+    s3,
+    small_uploads,
+)
 
 _BENCHMARKS: Final[dict[str, Callable[[int], str]]] = {
     "receive": receive.report,
     "fanout": fanout.report,
     "small": small_uploads.report,
     "hashing": hashing.report,
-    "dedupe": dedupe.report,
+    "duplicates": duplicates.report,
     "form": form.report,
     "s3": s3.report,
 }

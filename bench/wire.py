@@ -40,6 +40,10 @@ class Connection:
         self._reader.close()
         self._socket.close()
 
+    def discover(self, collection: str) -> None:
+        """Ask what the server supports."""
+        _expect(self.ask("OPTIONS", collection, _TUS), 204, f"OPTIONS {collection}")
+
     def create(
         self, collection: str, size: int, headers: Mapping[str, str] | None = None
     ) -> str:

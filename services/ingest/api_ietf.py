@@ -83,7 +83,6 @@ _RECEIVING: Final = (
     errors.DigestMismatch,
     errors.ContentMismatch,
     errors.HashMismatch,
-    errors.ProcessingFailed,
     errors.BodyStalled,
     PayloadTooLarge,
     errors.QuotaExceeded,

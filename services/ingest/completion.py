@@ -179,35 +179,40 @@ class Completion:
         except (UploadNotFound, UploadBusy, OSError) as exc:
             log.info("bytes_not_shared", upload_id=writer.sidecar.upload_id, error=repr(exc))
 
-    async def duplicate(self, writer: BlobWriter, original: Sidecar) -> bool:
-        """Finish a new upload with the bytes of a file that its tenant has; return whether so.
+    async def duplicate(self, new: Sidecar, original: Sidecar) -> Sidecar | None:
+        """Open an upload that is complete at once, with the bytes of a file of its tenant.
 
-        Nothing has changed if the file is gone or held meanwhile.
+        Args:
+            new: The record of the upload as if it were to be received.
+            original: The file.
+
+        Returns:
+            The record of the upload; ``None``: the file is gone, and nothing has changed.
+
         """
-        try:
-            await writer.share(original.upload_id)
-        except (UploadNotFound, UploadBusy):
-            return False
-        now, sha256 = now_ms(), original.digests["sha256"]
-        sidecar = hashed(writer.sidecar, {"sha256": sha256})
+        now, sha256, size = now_ms(), original.digests["sha256"], new.size or 0
+        known = hashed(new, {"sha256": sha256})
         event = UploadDuplicate(
-            upload_id=sidecar.upload_id,
-            seq=sidecar.next_seq,
+            upload_id=known.upload_id,
+            seq=known.next_seq,
             at=now,
-            upload=sidecar.facts,
-            offset=writer.offset,
+            upload=known.facts,
+            offset=size,
             original_id=original.upload_id,
-            cached_result=await cached_result(self._store, sidecar.facts.tenant, sha256),
+            cached_result=await cached_result(self._store, known.facts.tenant, sha256),
         )
-        done = sidecar.after(
-            "completed", event, completed_at=now, original_id=original.upload_id
-        )
-        self._outbox.announce(done, await writer.finish(done))
-        self._progress.changed(done, writer.offset)
-        await self._quotas.settle(done, writer.offset)
+        done = known.after("completed", event, completed_at=now, original_id=original.upload_id)
+        try:
+            due = await self._store.create_shared(done, original.upload_id)
+        except UploadNotFound:
+            await self._dedupe.forget(original)
+            return None
+        self._outbox.announce(done, due)
+        self._progress.changed(done, size)
+        await self._quotas.settle(done, size)
         DUPLICATES.inc()
         log.info("upload_duplicate", upload_id=done.upload_id, original=original.upload_id)
-        return True
+        return done
 
     async def fail(self, writer: BlobWriter, code: str, message: str) -> None:
         """End an upload that cannot become a file: its bytes go, its record stays.

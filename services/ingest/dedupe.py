@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 from urllib.parse import quote
@@ -39,6 +40,7 @@ _PATIENCE_S: Final = 0.25
 _TICK_S: Final = 0.1
 _BATCH: Final = 500
 _PENDING_LIMIT: Final = 50_000
+_KNOWN: Final = 2_000
 
 _FORGET: Final = (
     "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end "
@@ -48,6 +50,15 @@ _FORGET: Final = (
 
 def _key(tenant: str, sha256: str) -> str:
     return f"dedupe:{quote(tenant, safe='')}:{sha256}"
+
+
+def _has(sidecar: Sidecar, tenant: str, sha256: str, size: int) -> bool:
+    return (
+        sidecar.status == "completed"
+        and sidecar.size == size
+        and sidecar.facts.tenant == tenant
+        and sidecar.digests.get("sha256") == sha256
+    )
 
 
 async def cached_result(store: BlobStore, tenant: str, sha256: str) -> dict[str, Any] | None:
@@ -83,11 +94,22 @@ class Dedupe:
         self._store: Final = store
         self._pending: Final[dict[str, Sidecar]] = {}
         self._quiet_until = 0.0
+        self._known: Final[OrderedDict[str, Sidecar]] = OrderedDict()
+        """Files by id, as they were: who has what does not change, only whether it is there."""
 
-    async def find(self, tenant: str, sha256: str, size: int) -> Sidecar | None:
+    async def find(
+        self, tenant: str, sha256: str, size: int, *, fresh: bool = True
+    ) -> Sidecar | None:
         """Return a file of the tenant that has these bytes; ``None`` if none is known.
 
         Takes one question to Redis, found or not, and never fails.
+
+        Args:
+            tenant: Of the caller.
+            sha256: Of the bytes, hex.
+            size: How many they are.
+            fresh: Look whether the file is still there and whole; else the caller does that.
+
         """
         if not self.enabled or time.monotonic() < self._quiet_until:
             return None
@@ -101,7 +123,11 @@ class Dedupe:
             return None
         if reply is None:
             return None
-        found = await self._read(reply.decode("latin-1"), tenant, sha256, size)
+        upload_id = reply.decode("latin-1")
+        known = None if fresh else self._known.get(upload_id)
+        if known is not None and _has(known, tenant, sha256, size):
+            return known
+        found = await self._read(upload_id, tenant, sha256, size)
         if found is None:
             await self._forget(key, reply)
         return found
@@ -114,15 +140,22 @@ class Dedupe:
             stored = await self._store.read(upload_id)
         except (UploadNotFound, SidecarDamaged, OSError):
             return None
-        sidecar = stored.sidecar
-        is_it = (
-            sidecar.status == "completed"
-            and stored.visible
-            and stored.offset == size
-            and sidecar.facts.tenant == tenant
-            and sidecar.digests.get("sha256") == sha256
-        )
-        return sidecar if is_it else None
+        is_whole = stored.visible and stored.offset == size
+        if not is_whole or not _has(stored.sidecar, tenant, sha256, size):
+            return None
+        self._note(stored.sidecar)
+        return stored.sidecar
+
+    def _note(self, sidecar: Sidecar) -> None:
+        self._known[sidecar.upload_id] = sidecar
+        if len(self._known) > _KNOWN:
+            self._known.popitem(last=False)
+
+    async def forget(self, sidecar: Sidecar) -> None:
+        """Drop the entry of a file that turned out to be gone; never fails."""
+        self._known.pop(sidecar.upload_id, None)
+        key = _key(sidecar.facts.tenant, sidecar.digests["sha256"])
+        await self._forget(key, sidecar.upload_id.encode())
 
     async def _forget(self, key: str, entry: bytes) -> None:
         try:
@@ -135,6 +168,7 @@ class Dedupe:
         hashed = "sha256" in sidecar.digests and sidecar.status == "completed"
         if self.enabled and hashed and len(self._pending) < _PENDING_LIMIT:
             self._pending[sidecar.upload_id] = sidecar
+            self._note(sidecar)
 
     async def run(self, on_duplicate: Callable[[str], None]) -> None:
         """Enter what is pending, now and then, forever.

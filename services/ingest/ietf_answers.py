@@ -48,9 +48,7 @@ class StoredFile(msgspec.Struct, frozen=True, kw_only=True):
     status: Annotated[
         str, msgspec.Meta(description="`completed`, or `quarantined` until it is found clean")
     ]
-    duplicate: Annotated[
-        bool, msgspec.Meta(description="Whether the bytes were there already")
-    ]
+    duplicate: Annotated[bool, msgspec.Meta(description="Whether the bytes were there already")]
 
 
 def refusal(request: web.Request, said: ietf.Request, error: ApiError) -> web.Response:

@@ -17,7 +17,13 @@ from services.ingest.completion import hashed
 from services.ingest.dedupe import Dedupe
 from services.ingest.hashing import Hashing
 from services.ingest.writers import Writers
-from shared.blobs.store import BlobStore, LeaseUnavailable, UploadBusy, UploadNotFound
+from shared.blobs.store import (
+    BlobStore,
+    BlobWriter,
+    LeaseUnavailable,
+    UploadBusy,
+    UploadNotFound,
+)
 from shared.sidecar import Sidecar, SidecarDamaged
 from shared.streams import retry_delay
 
@@ -113,8 +119,7 @@ class LateDigests:
                     if writer.sidecar.status != "completed":
                         return None
                     done = hashed(writer.sidecar, known.digests)
-                    if original_id:
-                        await writer.share(original_id)
+                    if original_id and await _shared(writer, original_id):
                         done = replace(done, original_id=original_id)
                     if done != writer.sidecar:
                         await writer.record(done)
@@ -122,3 +127,12 @@ class LateDigests:
             except (UploadBusy, LeaseUnavailable):
                 await asyncio.sleep(retry_delay(attempt))
         raise UploadBusy(known.upload_id)
+
+
+async def _shared(writer: BlobWriter, original_id: str) -> bool:
+    """Share the bytes of another file, if that is possible; return whether so."""
+    try:
+        await writer.share(original_id)
+    except UploadNotFound:
+        return False
+    return True

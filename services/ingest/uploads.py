@@ -34,7 +34,7 @@ from services.ingest.signatures import HEAD
 from services.ingest.staging import StagedBody
 from services.ingest.validation import Inspection
 from services.ingest.writers import Lease, Writers
-from shared.blobs.store import BlobStore, BlobWriter, LeaseUnavailable, Stored
+from shared.blobs.store import BlobStore, BlobWriter, Stored, UploadNotFound
 from shared.errors import Forbidden
 from shared.events import FileDeleted, UploadCancelled, UploadCreated, UploadFacts
 from shared.identity import Principal
@@ -168,28 +168,31 @@ class Uploads:
         original = await self._original_of(sidecar)
         self.disk.admit(0 if original is not None else creation.size or 0)
         async with self.quotas.reserved(sidecar):
+            if original is not None:
+                copy = await self._completion.duplicate(sidecar, original)
+                if copy is not None:
+                    return copy
+                self.disk.admit(creation.size or 0)
             due = await self.store.create(sidecar)
         self._outbox.announce(sidecar, due)
         self._progress.changed(sidecar, 0)
-        if original is None:
-            return sidecar
-        try:
-            async with self.writers.writing(upload_id) as lease:
-                await self._completion.duplicate(lease.writer, original)
-                return lease.writer.sidecar
-        except LeaseUnavailable:  # then it is an upload like any other
-            return sidecar
+        return sidecar
 
     async def _original_of(self, sidecar: Sidecar) -> Sidecar | None:
         """Return the file that a new upload says it is a copy of, if its tenant has it."""
         sha256, size = sidecar.expected.get("sha256"), sidecar.size
         if sha256 is None or size is None or sidecar.is_partial or sidecar.is_final:
             return None
-        original = await self._dedupe.find(sidecar.facts.tenant, sha256, size)
-        if original is None:
-            return None
+        tenant = sidecar.facts.tenant
+        original = await self._dedupe.find(tenant, sha256, size, fresh=False)
+        if original is None or not sidecar.expected.items() <= original.digests.items():
+            return None  # what else is declared must be verified
         if not self._inspection.claims(sidecar) <= self._inspection.claims(original):
-            head = await self._head(original.upload_id, size)
+            try:
+                head = await self._head(original.upload_id, size)
+            except UploadNotFound:
+                await self._dedupe.forget(original)
+                return None
             self._inspection.check_start(sidecar, head, complete=True)
         return original
 

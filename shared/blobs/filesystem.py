@@ -32,6 +32,7 @@ from shared.blobs.durable import sync_data, sync_directory, write_all
 from shared.blobs.filesystem_chunks import FilesystemChunk, list_chunks, remove_chunks
 from shared.blobs.filesystem_folder import SHARDS, prepare_folders
 from shared.blobs.filesystem_listing import due_events, live_and_recent, read_note, write_note
+from shared.blobs.filesystem_sharing import create_shared
 from shared.blobs.filesystem_sweep import sweep_leftovers
 from shared.blobs.filesystem_writer import FilesystemWriter
 from shared.blobs.store import Chunk, Due, FsyncPolicy, Stored, UploadBusy, UploadNotFound
@@ -117,7 +118,8 @@ class FilesystemStore:
         """
         return self.root / upload_id[:2] / f"{_checked(upload_id)}{suffix}"
 
-    def _marker(self, due: Due) -> Path:
+    def marker(self, due: Due) -> Path:
+        """Return the path of the marker of an event that is due."""
         return self.root / "due" / f"{_checked(due.upload_id)}.{due.seq}"
 
     def _question(self, upload_id: str) -> Path:
@@ -218,10 +220,13 @@ class FilesystemStore:
         except OSError:  # a full disk must not fill with the beginnings of uploads
             for suffix in (".info", ".info.new", ".part"):
                 self.path(upload_id, suffix).unlink(missing_ok=True)
-            self._marker(Due(upload_id, 1)).unlink(missing_ok=True)
+            self.marker(Due(upload_id, 1)).unlink(missing_ok=True)
             raise
         finally:
             os.close(fd)
+
+    async def create_shared(self, sidecar: Sidecar, original_id: str) -> list[Due]:
+        return await self.run(create_shared, self, sidecar, original_id)
 
     def save(self, sidecar: Sidecar, *, mark: bool = True) -> list[Due]:
         """Replace a sidecar durably; return the events that are due. Blocking.
@@ -234,7 +239,7 @@ class FilesystemStore:
         """
         upload_id = sidecar.upload_id
         if mark:
-            self._marker(Due(upload_id, sidecar.outbox[-1].seq)).touch(mode=0o600)
+            self.marker(Due(upload_id, sidecar.outbox[-1].seq)).touch(mode=0o600)
             if self.fsync != "never":
                 sync_directory(self.root / "due")
         target, fresh = self.path(upload_id, ".info"), self.path(upload_id, ".info.new")
@@ -250,7 +255,7 @@ class FilesystemStore:
         if self.fsync != "never":
             sync_directory(target.parent)
         due = (Due(upload_id, event.seq) for event in sidecar.outbox)
-        return [one for one in due if self._marker(one).exists()]
+        return [one for one in due if self.marker(one).exists()]
 
     async def acquire(self, upload_id: str) -> FilesystemWriter:
         if not sidecars.is_upload_id(upload_id):
@@ -302,8 +307,6 @@ class FilesystemStore:
         self._question(upload_id).unlink(missing_ok=True)  # there is nobody left to answer
         raise UploadNotFound(upload_id)
 
-    # Handing over.
-
     async def ask_release(self, upload_id: str) -> None:
         question = self._question(upload_id)
         if self._leases is not None:
@@ -314,13 +317,11 @@ class FilesystemStore:
         asked = self._leases.asked() if self._leases else set()
         return asked.union(await self.run(os.listdir, self.root / "ask"))
 
-    # The outbox.
-
     async def mark_published(self, due: Due, *, last: bool) -> None:
         def unlink() -> None:
             if last:  # before the marker: a crash between must not leave it for good
                 self.path(due.upload_id, ".info").unlink(missing_ok=True)
-            self._marker(due).unlink(missing_ok=True)
+            self.marker(due).unlink(missing_ok=True)
 
         await self.run(unlink)
 
@@ -344,7 +345,7 @@ class FilesystemStore:
                 for suffix in (".part", ".info.new"):
                     self.path(upload_id, suffix).unlink(missing_ok=True)
             for one in due:
-                self._marker(one).unlink(missing_ok=True)
+                self.marker(one).unlink(missing_ok=True)
 
     async def remove_bytes(self, upload_id: str) -> None:
         await self.run(self.unlink_bytes, upload_id)

@@ -27,7 +27,7 @@ def sweep_leftovers(folder: Path, before: float, dry_run: bool) -> list[str]:
     That is: bytes and chunks without a record, new records and links that were never put in
     place, chunks that were never committed, and chunks of uploads that have ended. Complete
     files without a record stay, and are told in the log: somebody has lost the record, and
-    wants the file.
+    wants the file. Unless another upload shares the bytes: then a crash has left the link.
 
     Args:
         folder: One of the store's folders of uploads.
@@ -37,7 +37,7 @@ def sweep_leftovers(folder: Path, before: float, dry_run: bool) -> list[str]:
     """
     found = []
     for path in _leftovers(folder, before):
-        if not path.suffix and path.parent == folder:
+        if not path.suffix and path.parent == folder and path.stat().st_nlink == 1:
             log.warning("file_without_record", name=path.name)
         elif dry_run or _remove(path):
             found.append(str(path.relative_to(folder)))

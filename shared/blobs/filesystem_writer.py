@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -13,7 +12,8 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from shared.blobs.durable import append_file, start_writeback, sync_data, write_all
 from shared.blobs.filesystem_chunks import FilesystemChunk, chunk_path, remove_chunks
-from shared.blobs.store import Chunk, ChunkWriter, Due, UploadBusy, UploadNotFound
+from shared.blobs.filesystem_sharing import share_file
+from shared.blobs.store import Chunk, ChunkWriter, Due, UploadNotFound
 from shared.leases import Lease
 from shared.sidecar import Sidecar
 
@@ -161,34 +161,17 @@ class FilesystemWriter:
         await self._run(self._share, original_id)
 
     def _share(self, original_id: str) -> None:
-        """Make a second link to the original's file, and hold its lock from then on.
+        """Hold the lock of the shared file from then on: it lies on the file, not on its name.
 
-        The lock lies on the file, not on its name. So while one of those that share it is
-        held, which is rare and short for complete files, the others are busy.
+        So while one of those that share it is held, which is rare and short for complete
+        files, the others are busy.
         """
-        original = self._store.path(original_id)
         own = self._store.path(self.sidecar.upload_id, "" if self.visible else ".part")
-        fd = self._open_source(original)
-        if os.path.samestat(os.fstat(fd), os.fstat(self._fd)):  # an earlier try came this far
-            os.close(fd)
-            return
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            link = own.with_suffix(".share")
-            link.unlink(missing_ok=True)
-            os.link(original, link)
-            link.rename(own)
-        except BlockingIOError:
-            os.close(fd)
-            raise UploadBusy(original_id) from None
-        except OSError as exc:
-            os.close(fd)
-            if isinstance(exc, FileNotFoundError):
-                raise UploadNotFound(original_id) from None
-            raise
-        os.close(self._fd)
-        self._fd = fd
-        self.offset = self._safe = os.fstat(fd).st_size
+        fd = share_file(self._store.path(original_id), own, self._fd)
+        if fd is not None:
+            os.close(self._fd)
+            self._fd = fd
+        self.offset = self._safe = os.fstat(self._fd).st_size
 
     async def bury(self, tombstone: Sidecar) -> list[Due]:
         return await self._run(self._bury, tombstone)

@@ -194,7 +194,8 @@ class BlobWriter(Protocol):
         The upload may be visible itself; readers then find the old bytes or the new ones.
 
         Raises:
-            UploadNotFound: The other is not there, or not visible.
+            UploadNotFound: The other is not there, or not visible; or so many share its bytes
+                that no more can.
             UploadBusy: It is held just now.
 
         """
@@ -230,6 +231,18 @@ class BlobStore(Protocol):
 
     async def create(self, sidecar: Sidecar) -> list[Due]:
         """Open an upload: when this returns, it survives a crash."""
+
+    async def create_shared(self, sidecar: Sidecar, original_id: str) -> list[Due]:
+        """Open an upload that is complete at once, with the bytes of another, visible one.
+
+        As ``create``, ``BlobWriter.share`` and ``BlobWriter.finish`` in one step; all events
+        of the sidecar are due.
+
+        Raises:
+            UploadNotFound: The other is not there, not visible, or has not the declared size;
+                or so many share its bytes that no more can. Nothing has changed.
+
+        """
 
     async def read(self, upload_id: str) -> Stored:
         """Return the upload as it is now, without disturbing a writer.

@@ -210,6 +210,18 @@ def test_original_is_gone(shop: Ingest) -> None:
     wait_until(lambda: entry(shop, content) == id_of(path), "the new one is the original")
 
 
+def test_original_went_a_moment_ago(shop: Ingest) -> None:
+    """A file that goes before its entry does is none, whatever the copy is to be called."""
+    for name in ("a.bin", "a.mp4"):
+        content, tus = HEADS["mp4"] + os.urandom(100), as_user(shop, "ada")
+        first = held(shop, tus, content)
+        for path in files_of(shop.data_dir, first):  # as another process may do it
+            os.unlink(path)
+        answer = tus.post(declared(content, filename=name))
+        assert (answer.status, "Upload-Offset" in answer.headers) == (201, False)
+        assert entry(shop, content) == ""
+
+
 @pytest.mark.parametrize("damage", ["lost", "truncated", "nonsense", "another's"])
 def test_wrong_entries(shop: Ingest, damage: str) -> None:
     """An entry that leads nowhere, or to other bytes, is removed; the upload is a new one."""
