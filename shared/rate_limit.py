@@ -39,7 +39,7 @@ log = structlog.stdlib.get_logger(__name__)
 REFUSED = Counter("rate_limited_total", "Requests that came too often.", ["kind"])
 COUNTED_HERE = Counter("rate_limit_local_total", "Requests counted without Redis.")
 
-_PATIENCE_S: Final = 0.05
+_PATIENCE_S: Final = 0.1
 """How long a request waits for Redis: it usually answers within a millisecond."""
 _LOCAL_BUCKETS: Final = 20_000
 _SCRIPT: Final = RedisScript(Path(__file__).with_suffix(".lua"))

@@ -123,6 +123,7 @@ class Assembly:
             outbox=self.outbox,
             progress=progress,
             completion=self.completion,
+            hashing=self.content.hashing,
             quotas=self.quotas,
             lifetime_s=lifetime_s,
         )

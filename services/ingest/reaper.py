@@ -22,6 +22,7 @@ from redis.asyncio import Redis
 
 from services.ingest.abandoned import Remains, remains_of
 from services.ingest.completion import Completion
+from services.ingest.hashing import Hashing
 from services.ingest.progress import ProgressReporter
 from services.ingest.quotas import Quotas
 from services.ingest.turns import Turn, TurnLost, turn_at
@@ -34,6 +35,7 @@ from shared.blobs.store import (
     UploadBusy,
     UploadNotFound,
 )
+from shared.errors import ApiError
 from shared.events import UploadExpired
 from shared.outbox import Outbox
 from shared.sidecar import Sidecar, SidecarDamaged
@@ -86,6 +88,7 @@ class Reaper:
         outbox: Publishes what it does.
         progress: Keeps the records in Redis.
         completion: Finishes what only lacks its record.
+        hashing: Drops what it has of an upload that ends.
         quotas: Counts what users keep.
         lifetime_s: Seconds without a byte after which an upload ends; records of failed ones
             are kept as long.
@@ -100,6 +103,7 @@ class Reaper:
         outbox: Outbox,
         progress: ProgressReporter,
         completion: Completion,
+        hashing: Hashing,
         quotas: Quotas,
         lifetime_s: float,
     ) -> None:
@@ -108,6 +112,7 @@ class Reaper:
         self._outbox: Final = outbox
         self._progress: Final = progress
         self._completion: Final = completion
+        self._hashing: Final = hashing
         self._quotas: Final = quotas
         self._lifetime_s: Final = lifetime_s
 
@@ -184,6 +189,8 @@ class Reaper:
         except _NOT_NOW as exc:
             log.debug("not_reaped_now", error=repr(exc), upload_id=stored.sidecar.upload_id)
             return False
+        except ApiError as exc:  # its content is not what it claims to be, so it has failed
+            log.info("reaped_as_failed", upload_id=stored.sidecar.upload_id, error=str(exc))
         except OSError as exc:  # the others are still to be ended
             log.error("not_reaped", upload_id=stored.sidecar.upload_id, error=repr(exc))
             return False
@@ -200,6 +207,7 @@ class Reaper:
         )
         tombstone = sidecar.after("expired", event)
         self._outbox.announce(tombstone, await writer.bury(tombstone))
+        self._hashing.forget(sidecar.upload_id)
         self._progress.changed(tombstone, 0)
         await self._quotas.settle(tombstone, 0)
 

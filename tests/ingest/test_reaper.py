@@ -143,11 +143,11 @@ def test_everything_that_is_abandoned_goes(place: Place) -> None:
     tus.patch(left, 0, b"x" * 50)
     part, failed, unrecorded = tus.create(10), tus.create(10), tus.create(10)
     for path in (part, unrecorded):
-        tus.patch(path, 0, b"y" * 10)
+        tus.patch(path, 0, os.urandom(10))  # equal ones would share their bytes
         completed_once(place.redis, path)
     quarantined, done, alive, fresh_part = (tus.create(10) for _ in range(4))
     for path in (done, fresh_part, quarantined):
-        tus.patch(path, 0, b"z" * 10)
+        tus.patch(path, 0, os.urandom(10))
         completed_once(place.redis, path)
     leftover = data_dir / "blobs" / "ab" / f"ab{new_id()[2:]}.part"
     leftover.write_bytes(b"")
@@ -182,7 +182,7 @@ def test_everything_that_is_abandoned_goes(place: Place) -> None:
     assert not leftover.exists()
     assert sidecar(data_dir, unrecorded).status == "completed"
     assert sidecar(data_dir, quarantined).status == "quarantined"
-    assert (blob(data_dir, done), blob(data_dir, fresh_part)) == (b"z" * 10, b"z" * 10)
+    assert (len(blob(data_dir, done)), len(blob(data_dir, fresh_part))) == (10, 10)
     assert tus.patch(alive, 0, b"x" * 10).status == 204
     assert place.reap() == ["0 reaped"]
     assert tracebacks(ingest.service) == []
@@ -300,6 +300,35 @@ def test_in_the_background(place: Place) -> None:
     assert tus.offset(alive) == 0
     text = "".join(one.service.log.read_text() for one in pair)
     assert text.count("upload_reaped") == 20
+
+
+def test_a_cut_finish_whose_content_is_wrong_has_failed(place: Place) -> None:
+    """The check that was cut off is made up for too; what it finds ends no process."""
+    ingest = place.serve()
+    path = ingest.tus.create(10)
+    ingest.tus.patch(path, 0, b"x" * 10)
+    completed_once(place.redis, path)
+    snapshot(ingest.data_dir)
+    before = sidecar(ingest.data_dir, path)
+    ingest.service.kill()
+    cut_off = replace(
+        before,
+        status="created",
+        completed_at=None,
+        outbox=before.outbox[:1],
+        expected={"sha256": "0" * 64},
+        digests={},
+    )
+    change(ingest.data_dir, path, cut_off)
+    age(ingest.data_dir, path)
+    there = place.serve(REAPER_INTERVAL="0.2")
+
+    def status() -> str:
+        return sidecar(ingest.data_dir, path).status
+
+    wait_until(lambda: status() == "failed", "it has failed", status)
+    assert there.tus.offset(there.tus.create(1)) == 0
+    assert tracebacks(there.service) == []
 
 
 def test_redis_away_in_the_background(place: Place) -> None:
