@@ -10,21 +10,13 @@ from aiohttp import web
 from services.ingest.arrivals import Arrivals
 from services.ingest.clamd import Clamd
 from services.ingest.content import Content
-from services.ingest.form_handlers import (
-    FORM_SESSIONS,
-    FORM_UPLOADS,
-    add_form_routes,
-    close_uninvited_forms,
-)
-from services.ingest.form_sessions import FormSessions
-from services.ingest.form_uploads import FormUploads
+from services.ingest.form_handlers import add_form_routes, provide_forms
 from services.ingest.handlers import JOINS, LOCATIONS, SETTINGS, UPLOADS
 from services.ingest.joining import Joins
 from services.ingest.location import Locations
 from services.ingest.progress import ProgressReporter
 from services.ingest.records import GROUP, SessionRecords
 from services.ingest.routes import add_upload_routes, name_protocol
-from services.ingest.sessions import SessionNames
 from services.ingest.settings import Settings
 from services.ingest.status import add_status_route
 from services.ingest.trimming import trim_events
@@ -119,17 +111,7 @@ def install(app: web.Application, settings: Settings) -> None:
             arrivals=arrivals,
             max_size=settings.upload_max_file_size,
         )
-        app[FORM_SESSIONS] = FormSessions(
-            app[UPLOADS],
-            names=SessionNames(
-                store, redis, ttl_s=settings.upload_session_timeout_hours * 3600
-            ),
-            progress=progress,
-            max_file_size=settings.upload_max_file_size,
-        )
-        app[FORM_UPLOADS] = FormUploads(
-            app[FORM_SESSIONS], progress=progress, settings=settings
-        )
+        provide_forms(app, redis=redis, progress=progress, settings=settings)
         app[HEALTH].can_serve["ingest.store"] = store.is_writable
         app[HEALTH].degraded["ingest.redis"] = lambda: publisher.degraded
         if leases is not None:
@@ -160,6 +142,5 @@ def install(app: web.Application, settings: Settings) -> None:
     app.on_shutdown.append(let_go)
     app.on_response_prepare.append(name_protocol)
     add_upload_routes(app.router)
-    app.on_response_prepare.append(close_uninvited_forms)
-    add_form_routes(app.router)
+    add_form_routes(app)
     add_status_route(app.router)

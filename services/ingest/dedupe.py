@@ -84,8 +84,10 @@ class Dedupe:
         self._pending: Final[dict[str, Sidecar]] = {}
         self._quiet_until = 0.0
 
-    async def find(self, tenant: str, sha256: str, size: int) -> Sidecar | None:
+    async def find(self, tenant: str, sha256: str, size: int | None) -> Sidecar | None:
         """Return a file of the tenant that has these bytes; ``None`` if none is known.
+
+        What declares no size has the digest alone to go by.
 
         Takes one question to Redis, found or not, and never fails.
         """
@@ -107,7 +109,7 @@ class Dedupe:
         return found
 
     async def _read(
-        self, upload_id: str, tenant: str, sha256: str, size: int
+        self, upload_id: str, tenant: str, sha256: str, size: int | None
     ) -> Sidecar | None:
         """Return the upload if it is a file of that tenant with these bytes."""
         try:
@@ -118,7 +120,7 @@ class Dedupe:
         is_it = (
             sidecar.status == "completed"
             and stored.visible
-            and stored.offset == size
+            and size in {None, stored.offset}
             and sidecar.facts.tenant == tenant
             and sidecar.digests.get("sha256") == sha256
         )

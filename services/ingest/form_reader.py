@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 import warnings
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, TypeVar
 from urllib.parse import unquote
 
@@ -75,6 +75,11 @@ class FilePart:
         self._part: Final = part
         self._body: Final = body
         self._reading: asyncio.Future[bytes] | None = None
+        self._see: Callable[[bytes], None] | None = None
+
+    def watch(self, see: Callable[[bytes], None]) -> None:
+        """Have each piece shown to ``see`` before it is handed out."""
+        self._see = see
 
     async def read(self) -> bytes:
         """Return the next bytes of the file; ``b""`` at its end.
@@ -90,10 +95,13 @@ class FilePart:
             self._reading = asyncio.ensure_future(self._next())
         reading = self._reading
         try:
-            return await asyncio.shield(reading)
+            piece = await asyncio.shield(reading)
         finally:
             if reading.done():
                 self._reading = None
+        if self._see is not None:
+            self._see(piece)
+        return piece
 
     async def _next(self) -> bytes:
         try:

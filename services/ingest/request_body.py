@@ -19,7 +19,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from services.ingest.interim import send_interim, takes_interim
 
-__all__ = ["Body", "BodyCut", "RequestBody", "close_uninvited", "invite_later"]
+__all__ = ["Body", "BodyCut", "RequestBody", "WatchedBody", "close_uninvited", "invite_later"]
 
 _INVITED: Final = web.RequestKey("invited", bool)
 
@@ -65,6 +65,13 @@ class Body(Protocol):
 
     def is_broken(self) -> bool:
         """Tell whether the framing broke, so that the end of the body can never come."""
+
+
+class WatchedBody(Body, Protocol):
+    """A body whose bytes others look at as they come."""
+
+    def watch(self, see: Callable[[bytes], None]) -> None:
+        """Have each piece shown to ``see`` before it is handed out."""
 
 
 class RequestBody:

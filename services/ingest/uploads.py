@@ -25,7 +25,7 @@ from services.ingest.hashing import Hashing, check_declared
 from services.ingest.progress import ProgressReporter
 from services.ingest.receive import Ended, receive
 from services.ingest.refusals import refusing
-from services.ingest.request_body import Body
+from services.ingest.request_body import WatchedBody
 from services.ingest.settings import Settings
 from services.ingest.signatures import HEAD
 from services.ingest.staging import StagedBody
@@ -178,21 +178,30 @@ class Uploads:
         if original is None:
             return sidecar
         async with self.writers.writing(upload_id) as lease:
+            await self.declare_length(lease.writer, original.size)
             await self._completion.duplicate(lease.writer, original)
             return lease.writer.sidecar
 
     async def _original_of(self, sidecar: Sidecar) -> Sidecar | None:
         """Return the file that a new upload says it is a copy of, if its tenant has it."""
         sha256, size = sidecar.expected.get("sha256"), sidecar.size
-        if sha256 is None or size is None or sidecar.is_partial or sidecar.is_final:
+        if sha256 is None or sidecar.is_partial or sidecar.is_final:
+            return None
+        if size is None and sidecar.protocol != "form":  # a form never tells a size
             return None
         original = await self._dedupe.find(sidecar.facts.tenant, sha256, size)
         if original is None:
             return None
         if not self._inspection.claims(sidecar) <= self._inspection.claims(original):
-            head = await self._head(original.upload_id, size)
+            head = await self._head(original.upload_id, HEAD)
             self._inspection.check_start(sidecar, head, complete=True)
         return original
+
+    def judge(
+        self, subject: Creation | Sidecar, head: bytes, *, complete: bool = False
+    ) -> bool:
+        """Look at bytes before their upload takes them; see ``Inspection.judge``."""
+        return self._inspection.judge(subject, head, complete=complete)
 
     def remind(self, sidecar: Sidecar, modified_at: float) -> None:
         """Tell readers of an upload that goes on after so long that they may have forgotten it.
@@ -208,7 +217,7 @@ class Uploads:
     async def append(
         self,
         lease: Lease,
-        body: Body,
+        body: WatchedBody,
         room: int | None,
         *,
         checks: Sequence[Check] = (),
@@ -263,7 +272,7 @@ class Uploads:
     async def _receive(
         self,
         lease: Lease,
-        body: Body,
+        body: WatchedBody,
         room: int | None,
         on_safe: Callable[[int], Awaitable[None]] | None,
     ) -> Ended:
@@ -290,7 +299,7 @@ class Uploads:
         self._progress.advance(sidecar, offset)
         self._hashing.advance(sidecar, offset)
 
-    async def _watch(self, writer: BlobWriter, body: RequestBody) -> None:
+    async def _watch(self, writer: BlobWriter, body: WatchedBody) -> None:
         """Have the bytes looked at as they come; the first ones may have come before."""
         sidecar, offset = writer.sidecar, writer.offset
         head = b""
@@ -308,7 +317,7 @@ class Uploads:
     async def _receive_whole(
         self,
         lease: Lease,
-        body: Body,
+        body: WatchedBody,
         room: int | None,
         checks: Sequence[Check],
         length: int | None,
