@@ -8,12 +8,7 @@ from aiohttp import web
 
 from services.ingest import api
 from services.ingest.assembly import Assembly, Foundation
-from services.ingest.form_handlers import (
-    FORM_SESSIONS,
-    FORM_UPLOADS,
-    add_form_routes,
-    close_uninvited_forms,
-)
+from services.ingest.form_handlers import add_form_routes, provide_forms
 from services.ingest.handlers import JOINS, LOCATIONS, SETTINGS, UPLOADS
 from services.ingest.location import Locations
 from services.ingest.routes import add_upload_routes, name_protocol
@@ -49,7 +44,7 @@ def install(app: web.Application, settings: Settings) -> None:
         await foundation.store.open()
         parts = Assembly(foundation)
         app[UPLOADS], app[JOINS] = parts.uploads, parts.joins
-        app[FORM_SESSIONS], app[FORM_UPLOADS] = parts.form_sessions, parts.form_uploads
+        provide_forms(app, redis=parts.redis, progress=parts.progress, settings=settings)
         _report_health(app, foundation, parts)
         async with parts.publishing(drain_s=_DRAIN_S), parts.serving():
             yield
@@ -62,8 +57,7 @@ def install(app: web.Application, settings: Settings) -> None:
     app.on_shutdown.append(let_go)
     app.on_response_prepare.append(name_protocol)
     add_upload_routes(app.router)
-    app.on_response_prepare.append(close_uninvited_forms)
-    add_form_routes(app.router)
+    add_form_routes(app)
     add_status_route(app.router)
     app[API].add(*api.SECTIONS)
 

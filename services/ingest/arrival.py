@@ -7,9 +7,21 @@ from typing import Final
 from services.ingest.hashing import Hashing
 from services.ingest.signatures import HEAD
 from services.ingest.validation import Inspection
+from shared.blobs.store import BlobStore
 from shared.sidecar import Sidecar
 
-__all__ = ["Arrival"]
+__all__ = ["Arrival", "first_bytes"]
+
+
+async def first_bytes(store: BlobStore, upload_id: str, most: int) -> bytes:
+    """Return what an upload begins with, as much of it as tells what it is.
+
+    Raises:
+        UploadNotFound: There is no such upload.
+
+    """
+    pieces = store.read_range(upload_id, 0, min(most, HEAD))
+    return b"".join([piece async for piece in pieces])
 
 
 class Arrival:

@@ -10,15 +10,12 @@ from services.ingest.arrivals import Arrivals
 from services.ingest.clamd import Clamd
 from services.ingest.content import Content
 from services.ingest.disk_guard import DiskGuard
-from services.ingest.form_sessions import FormSessions
-from services.ingest.form_uploads import FormUploads
 from services.ingest.joining import Joins
 from services.ingest.progress import ProgressReporter
 from services.ingest.quotas import Quotas, quota_limits
 from services.ingest.reaper import Reaper
 from services.ingest.records import GROUP, SessionRecords
 from services.ingest.recount import Recount
-from services.ingest.sessions import SessionNames
 from services.ingest.settings import Settings
 from services.ingest.trimming import trim_events
 from services.ingest.uploads import Uploads
@@ -84,15 +81,17 @@ class Assembly:
             recent_s=float(settings.progress_ttl_seconds),
             on_republish=self._recall,
         )
-        progress = ProgressReporter(self.publisher, self.records)
+        self.progress: Final = ProgressReporter(self.publisher, self.records)
         self.quotas: Final = Quotas(self.redis, quota_limits(settings))
-        self.completion: Final = self.content.completion(self.outbox, progress, self.quotas)
+        self.completion: Final = self.content.completion(
+            self.outbox, self.progress, self.quotas
+        )
         arrivals = Arrivals()
         self.uploads: Final = Uploads(
             store=store,
             writers=foundation.writers,
             outbox=self.outbox,
-            progress=progress,
+            progress=self.progress,
             completion=self.completion,
             arrivals=arrivals,
             inspection=self.content.inspection,
@@ -108,20 +107,11 @@ class Assembly:
             arrivals=arrivals,
             max_size=settings.upload_max_file_size,
         )
-        self.form_sessions: Final = FormSessions(
-            self.uploads,
-            names=SessionNames(store, self.redis, ttl_s=lifetime_s),
-            progress=progress,
-            max_file_size=settings.upload_max_file_size,
-        )
-        self.form_uploads: Final = FormUploads(
-            self.form_sessions, progress=progress, settings=settings
-        )
         self.reaper: Final = Reaper(
             store=store,
             redis=self.redis,
             outbox=self.outbox,
-            progress=progress,
+            progress=self.progress,
             completion=self.completion,
             hashing=self.content.hashing,
             quotas=self.quotas,

@@ -9,6 +9,7 @@ import structlog
 from msgspec.structs import replace
 from prometheus_client import Counter
 
+from services.ingest.arrival import first_bytes
 from services.ingest.dedupe import Dedupe, cached_result
 from services.ingest.errors import ContentMismatch, HashMismatch
 from services.ingest.hashing import SMALL, Hashing
@@ -119,8 +120,7 @@ class Completion:
         sidecar = writer.sidecar
         if not self._inspection.claims(sidecar):
             return
-        pieces = self._store.read_range(sidecar.upload_id, 0, HEAD)
-        head = b"".join([piece async for piece in pieces])
+        head = await first_bytes(self._store, sidecar.upload_id, HEAD)
         try:
             self._inspection.check_start(sidecar, head, complete=True)
         except ContentMismatch as exc:
@@ -179,6 +179,26 @@ class Completion:
         except (UploadNotFound, UploadBusy, OSError) as exc:
             log.info("bytes_not_shared", upload_id=writer.sidecar.upload_id, error=repr(exc))
 
+    async def original_of(self, sidecar: Sidecar) -> Sidecar | None:
+        """Return the file that a new upload says it is a copy of, if its tenant has it."""
+        sha256, size = sidecar.expected.get("sha256"), sidecar.size
+        if sha256 is None or sidecar.is_partial or sidecar.is_final:
+            return None
+        if size is None and sidecar.protocol != "form":  # a form never tells a size
+            return None
+        tenant = sidecar.facts.tenant
+        original = await self._dedupe.find(tenant, sha256, size, fresh=False)
+        if original is None or not sidecar.expected.items() <= original.digests.items():
+            return None  # what else is declared must be verified
+        if not self._inspection.claims(sidecar) <= self._inspection.claims(original):
+            try:
+                head = await first_bytes(self._store, original.upload_id, HEAD)
+            except UploadNotFound:
+                await self._dedupe.forget(original)
+                return None
+            self._inspection.check_start(sidecar, head, complete=True)
+        return original
+
     async def duplicate(self, new: Sidecar, original: Sidecar) -> Sidecar | None:
         """Open an upload that is complete at once, with the bytes of a file of its tenant.
 
@@ -190,13 +210,13 @@ class Completion:
             The record of the upload; ``None``: the file is gone, and nothing has changed.
 
         """
-        now, sha256, size = now_ms(), original.digests["sha256"], new.size or 0
+        now, sha256, size = now_ms(), original.digests["sha256"], original.size or 0
         known = hashed(new, {"sha256": sha256})
         event = UploadDuplicate(
             upload_id=known.upload_id,
             seq=known.next_seq,
             at=now,
-            upload=known.facts,
+            upload=replace(known.facts, size=size),  # it may never have been told
             offset=size,
             original_id=original.upload_id,
             cached_result=await cached_result(self._store, known.facts.tenant, sha256),

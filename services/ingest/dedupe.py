@@ -52,10 +52,10 @@ def _key(tenant: str, sha256: str) -> str:
     return f"dedupe:{quote(tenant, safe='')}:{sha256}"
 
 
-def _has(sidecar: Sidecar, tenant: str, sha256: str, size: int) -> bool:
+def _has(sidecar: Sidecar, tenant: str, sha256: str, size: int | None) -> bool:
     return (
         sidecar.status == "completed"
-        and sidecar.size == size
+        and size in {None, sidecar.size}
         and sidecar.facts.tenant == tenant
         and sidecar.digests.get("sha256") == sha256
     )
@@ -98,16 +98,18 @@ class Dedupe:
         """Files by id, as they were: who has what does not change, only whether it is there."""
 
     async def find(
-        self, tenant: str, sha256: str, size: int, *, fresh: bool = True
+        self, tenant: str, sha256: str, size: int | None, *, fresh: bool = True
     ) -> Sidecar | None:
         """Return a file of the tenant that has these bytes; ``None`` if none is known.
+
+        What declares no size has the digest alone to go by.
 
         Takes one question to Redis, found or not, and never fails.
 
         Args:
             tenant: Of the caller.
             sha256: Of the bytes, hex.
-            size: How many they are.
+            size: How many they are, if that was told.
             fresh: Look whether the file is still there and whole; else the caller does that.
 
         """
@@ -133,14 +135,14 @@ class Dedupe:
         return found
 
     async def _read(
-        self, upload_id: str, tenant: str, sha256: str, size: int
+        self, upload_id: str, tenant: str, sha256: str, size: int | None
     ) -> Sidecar | None:
         """Return the upload if it is a file of that tenant with these bytes."""
         try:
             stored = await self._store.read(upload_id)
         except (UploadNotFound, SidecarDamaged, OSError):
             return None
-        is_whole = stored.visible and stored.offset == size
+        is_whole = stored.visible and stored.offset == stored.sidecar.size
         if not is_whole or not _has(stored.sidecar, tenant, sha256, size):
             return None
         self._note(stored.sidecar)

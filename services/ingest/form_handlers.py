@@ -8,8 +8,9 @@ from typing import Final
 
 import structlog
 from aiohttp import web
+from redis.asyncio import Redis
 
-from services.ingest.errors import FileRefused
+from services.ingest.errors import ContentMismatch, FileRefused
 from services.ingest.form_answer import (
     FormAnswer,
     SessionCancelled,
@@ -19,14 +20,17 @@ from services.ingest.form_answer import (
 from services.ingest.form_reader import FormReader
 from services.ingest.form_sessions import FormSessions
 from services.ingest.form_uploads import FormUploads
-from services.ingest.handlers import SETTINGS
+from services.ingest.handlers import SETTINGS, UPLOADS
+from services.ingest.progress import ProgressReporter
 from services.ingest.refusals import refusing
 from services.ingest.request_body import close_uninvited, invite_later
+from services.ingest.sessions import SessionNames
+from services.ingest.settings import Settings
 from shared.errors import ApiError
 from shared.identity import principal_of
 from shared.web import json_response, problem
 
-__all__ = ["FORM_SESSIONS", "FORM_UPLOADS", "add_form_routes", "close_uninvited_forms"]
+__all__ = ["FORM_SESSIONS", "FORM_UPLOADS", "add_form_routes", "provide_forms"]
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -40,14 +44,30 @@ _SESSION: Final = _COLLECTION + "/session/{session_id}"
 Handler = Callable[[web.Request], Awaitable[web.Response]]
 
 
-def add_form_routes(router: web.UrlDispatcher) -> None:
+def add_form_routes(app: web.Application) -> None:
     """Register uploads and their sessions."""
+    app.on_response_prepare.append(_close_uninvited)
+    router = app.router
     router.add_route("POST", _COLLECTION, receive_form, expect_handler=invite_later)
     router.add_get(_SESSION, read_session)
     router.add_delete(_SESSION, cancel_session)
 
 
-async def close_uninvited_forms(request: web.Request, response: web.StreamResponse) -> None:
+def provide_forms(
+    app: web.Application, *, redis: Redis, progress: ProgressReporter, settings: Settings
+) -> None:
+    """Put what the handlers need into the application, which has ``UPLOADS`` already."""
+    uploads, ttl_s = app[UPLOADS], settings.upload_session_timeout_hours * 3600
+    sessions = app[FORM_SESSIONS] = FormSessions(
+        uploads,
+        names=SessionNames(uploads.store, redis, ttl_s=ttl_s),
+        progress=progress,
+        max_file_size=settings.upload_max_file_size,
+    )
+    app[FORM_UPLOADS] = FormUploads(sessions, progress=progress, settings=settings)
+
+
+async def _close_uninvited(request: web.Request, response: web.StreamResponse) -> None:
     """Close after every answer to a form that nobody has asked for, also to a stranger's."""
     if request.path.startswith(_PREFIX):
         close_uninvited(request, response)
@@ -95,9 +115,14 @@ async def receive_form(request: web.Request) -> web.Response:
     return json_response(FormAnswer(data=_accepted(data)), status=status_code_of(data))
 
 
+_MISMATCH: Final = ContentMismatch.error_code
+
+
 def _accepted(data: SessionData) -> SessionData:
+    """Return the state, unless the upload has failed: then each form is told so."""
     if data.status == "failed":
-        raise FileRefused(
+        kind = ContentMismatch if data.error_code == _MISMATCH else FileRefused
+        raise kind(
             data.error_message or "The upload failed.",
             error_code=data.error_code,
             details={"session_id": data.session_id},

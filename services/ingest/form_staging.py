@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -12,6 +12,7 @@ import msgspec
 from services.ingest.form_reader import FilePart
 from services.ingest.receive import Ended, receive
 from services.ingest.settings import Settings
+from services.ingest.signatures import HEAD
 from shared.blobs.store import ChunkWriter
 
 __all__ = ["Staged", "stage_file"]
@@ -24,6 +25,8 @@ class Staged(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes."""
     digest: str
     """SHA-256, hex."""
+    head: bytes
+    """The first bytes, as many as tell what the file is."""
     is_whole: bool
     """The file has ended. If not, there are more bytes than were asked for."""
     ended: Ended
@@ -33,10 +36,13 @@ class Staged(msgspec.Struct, frozen=True, kw_only=True):
 class _Beginning:
     """A file as a body that ends after so many bytes, and a little more."""
 
-    def __init__(self, part: FilePart, most: int) -> None:
+    def __init__(self, part: FilePart, most: int, judge: Callable[[bytes], bool]) -> None:
         self._part: Final = part
         self._most: Final = most
+        self._judge: Final = judge
+        self._is_judged = False
         self._size = 0
+        self.head = b""
         self.is_whole = False
 
     async def read(self) -> bytes:
@@ -45,6 +51,8 @@ class _Beginning:
         piece = await self._part.read()
         self.is_whole = not piece
         self._size += len(piece)
+        self.head += piece[: HEAD - len(self.head)]
+        self._is_judged = self._is_judged or self._judge(self.head)
         return piece
 
     def buffered(self) -> bytes:
@@ -72,7 +80,12 @@ class _Hashed:
 
 
 async def stage_file(
-    part: FilePart, writer: ChunkWriter, *, most: int, settings: Settings
+    part: FilePart,
+    writer: ChunkWriter,
+    *,
+    most: int,
+    judge: Callable[[bytes], bool],
+    settings: Settings,
 ) -> Staged:
     """Receive a file, up to a little more than ``most`` bytes if it has more.
 
@@ -80,13 +93,14 @@ async def stage_file(
         part: Where the bytes come from.
         writer: Takes them.
         most: Bytes after which nothing more is read.
+        judge: Called with the first bytes until it returns true; what it raises is raised.
         settings: How slow the client may be.
 
     Raises:
         OSError: The store failed.
 
     """
-    beginning, hashed = _Beginning(part, most), _Hashed(writer)
+    beginning, hashed = _Beginning(part, most, judge), _Hashed(writer)
     ended = await receive(
         beginning,
         None,
@@ -100,6 +114,7 @@ async def stage_file(
     return Staged(
         size=hashed.offset,
         digest=hashed.sha.hexdigest(),
+        head=beginning.head,
         is_whole=beginning.is_whole,
         ended=ended,
     )

@@ -8,7 +8,7 @@ cannot be resumed.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
@@ -81,17 +81,35 @@ class FormUploads:
             home=known.sidecar.upload_id if known is not None else new_id(),
         )
         async with self._measuring(known), self._staging(incoming.home) as staging:
-            staged = await stage_file(part, staging, most=self._most, settings=self._settings)
+            staged = await stage_file(
+                part,
+                staging,
+                most=self._most,
+                judge=self._judge(said, incoming, known),
+                settings=self._settings,
+            )
             if staged.ended is not Ended.COMPLETE:
                 raise self._early_end(staged.ended, None)
             if not staged.is_whole:
                 self._check_long(said, staged)
+                self._uploads.judge(incoming.creation(said, None), staged.head)
                 return await self._take_long(reader, incoming, part, staging)
             await reader.finish()
             said = form.parse_fields(reader.fields, self._limits)
             if said.chunk_index is None:
+                creation = incoming.creation(said, staged.size)
+                self._uploads.judge(creation, staged.head, complete=True)
                 return await self._take_short(said, incoming, staging)
             return await self._take_chunk(said.chunk_index, said, incoming, staging, staged)
+
+    def _judge(
+        self, said: Submission, incoming: Incoming, known: Stored | None
+    ) -> Callable[[bytes], bool]:
+        """Return who looks at bytes of which it is certain that the file begins with them."""
+        if said.chunk_index != 0:
+            return lambda _: True
+        subject = incoming.creation(said, None) if known is None else known.sidecar
+        return lambda head: self._uploads.judge(subject, head)
 
     @property
     def _most(self) -> int:
@@ -155,6 +173,8 @@ class FormUploads:
         stored = await self._session_for(said, incoming, staged)
         sidecar, chunks = stored.sidecar, None
         if sidecar.status == "created" and not stored.visible:
+            if index == 0:
+                self._uploads.judge(sidecar, staged.head)
             with suppress(UploadNotFound):  # it is complete by now, or was cancelled
                 chunks = await self._commit(index, stored, staging, staged)
         if chunks is None or all(one.index != index for one in chunks):
@@ -177,6 +197,8 @@ class FormUploads:
                 raise InvalidRequest("total_chunks is needed to open a session.")
             form.check_room((), 0, staged.size, self._limits.max_file_size)
             creation = incoming.creation(said, None)
+            if said.chunk_index == 0:
+                self._uploads.judge(creation, staged.head, complete=said.total_chunks == 1)
             sidecar = await self._sessions.open(creation, incoming.caller)
             stored = await self._uploads.find(sidecar.upload_id, incoming.caller)
         self._sessions.check_fits(said, stored, incoming.kind)
@@ -235,6 +257,8 @@ class FormUploads:
         begun = await self._begin_whole(said, incoming, None)
         if isinstance(begun, SessionData):
             return begun
+        if begun.status != "created":  # its bytes were there already, says their hash
+            return data_of(begun, (), 0)
         async with self._uploads.writers.writing(begun.upload_id) as lease:
             writer = lease.writer
             async with self._abandoning(writer, incoming.caller):

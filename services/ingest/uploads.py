@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from prometheus_client import Counter, Gauge
 
 from services.ingest.abandoned import is_abandoned
-from services.ingest.arrival import Arrival
+from services.ingest.arrival import Arrival, first_bytes
 from services.ingest.arrivals import Arrivals
 from services.ingest.checksums import Check
 from services.ingest.completion import Completion
@@ -34,7 +34,7 @@ from services.ingest.signatures import HEAD
 from services.ingest.staging import StagedBody
 from services.ingest.validation import Inspection
 from services.ingest.writers import Lease, Writers
-from shared.blobs.store import BlobStore, BlobWriter, Stored, UploadNotFound
+from shared.blobs.store import BlobStore, BlobWriter, Stored
 from shared.errors import Forbidden
 from shared.events import FileDeleted, UploadCancelled, UploadCreated, UploadFacts
 from shared.identity import Principal
@@ -165,7 +165,7 @@ class Uploads:
             outbox=(UploadCreated(upload_id=upload_id, seq=1, at=now, upload=facts),),
             **creation.opened_by(username=caller.username),
         )
-        original = await self._original_of(sidecar)
+        original = await self._completion.original_of(sidecar)
         self.disk.admit(0 if original is not None else creation.size or 0)
         async with self.quotas.reserved(sidecar):
             if original is not None:
@@ -178,23 +178,11 @@ class Uploads:
         self._progress.changed(sidecar, 0)
         return sidecar
 
-    async def _original_of(self, sidecar: Sidecar) -> Sidecar | None:
-        """Return the file that a new upload says it is a copy of, if its tenant has it."""
-        sha256, size = sidecar.expected.get("sha256"), sidecar.size
-        if sha256 is None or size is None or sidecar.is_partial or sidecar.is_final:
-            return None
-        tenant = sidecar.facts.tenant
-        original = await self._dedupe.find(tenant, sha256, size, fresh=False)
-        if original is None or not sidecar.expected.items() <= original.digests.items():
-            return None  # what else is declared must be verified
-        if not self._inspection.claims(sidecar) <= self._inspection.claims(original):
-            try:
-                head = await self._head(original.upload_id, size)
-            except UploadNotFound:
-                await self._dedupe.forget(original)
-                return None
-            self._inspection.check_start(sidecar, head, complete=True)
-        return original
+    def judge(
+        self, subject: Creation | Sidecar, head: bytes, *, complete: bool = False
+    ) -> bool:
+        """Look at bytes before their upload takes them; see ``Inspection.judge``."""
+        return self._inspection.judge(subject, head, complete=complete)
 
     def remind(self, sidecar: Sidecar, modified_at: float) -> None:
         """Tell readers of an upload that goes on after so long that they may have forgotten it.
@@ -306,15 +294,11 @@ class Uploads:
         sidecar, offset = writer.sidecar, writer.offset
         head = b""
         if 0 < offset < HEAD and self._inspection.claims(sidecar):
-            head = await self._head(sidecar.upload_id, offset)
+            head = await first_bytes(self.store, sidecar.upload_id, offset)
         arrival = Arrival(
             sidecar, offset, head=head, inspection=self._inspection, hashing=self._hashing
         )
         body.watch(arrival.see)
-
-    async def _head(self, upload_id: str, size: int) -> bytes:
-        pieces = self.store.read_range(upload_id, 0, min(size, HEAD))
-        return b"".join([piece async for piece in pieces])
 
     async def _receive_whole(
         self,

@@ -137,7 +137,31 @@ class Inspection:
             ContentMismatch: It is not what it claims to be, whatever follows.
 
         """
-        claims = self.claims(sidecar)
+        return self._check_claims(self.claims(sidecar), head, complete=complete)
+
+    def judge(self, subject: Creation | Sidecar, head: bytes, *, complete: bool) -> bool:
+        """Judge a file by its first bytes before its upload takes them; see ``check_start``.
+
+        Args:
+            subject: The upload, or what is to open it.
+            head: Its bytes from the first one on.
+            complete: There are no more bytes.
+
+        Raises:
+            UnsupportedMediaType: Files of that name are not accepted.
+            ContentMismatch: It is not what it claims to be, whatever follows.
+
+        """
+        if isinstance(subject, Sidecar):
+            return self.check_start(subject, head, complete=complete)
+        self.check_name(subject)
+        claims = claims_of(subject.kind, subject.content_type, subject.filename)
+        return self._check_claims(claims, head, complete=complete)
+
+    def _check_claims(
+        self, claims: Collection[frozenset[str]], head: bytes, *, complete: bool
+    ) -> bool:
+        """Judge by first bytes what claims so much; see ``check_start``."""
         verdicts = {judge(one, head, complete=complete) for one in claims}
         if Verdict.MISMATCH in verdicts:
             raise ContentMismatch("The content is not what its name, type or kind says.")

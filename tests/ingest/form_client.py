@@ -26,7 +26,7 @@ def text_parts(fields: Mapping[str, object]) -> list[bytes]:
     return [text_part(name, text) for name, text in fields.items() if text is not None]
 
 
-def file_part(content: bytes, *, filename: str = "video.mp4", kind: str = "video/mp4") -> bytes:
+def file_part(content: bytes, *, filename: str = "file", kind: str = "x/y") -> bytes:
     """Return the part that holds the file."""
     head = (
         f'Content-Disposition: form-data; name="file"; filename="{filename}"\r\n'
@@ -66,7 +66,7 @@ class Forms:
     """Requests to one ingest process."""
 
     def __init__(
-        self, port: int, kind: str = "video", headers: Mapping[str, str] | None = None
+        self, port: int, kind: str = "file", headers: Mapping[str, str] | None = None
     ) -> None:
         self.port: Final = port
         self.path: Final = f"/v1/upload/{kind}"
