@@ -1,4 +1,4 @@
-"""Writes what is generated from the code: settings, example environment, OpenAPI document.
+"""Writes what is generated from the code: the page of settings, the example environment.
 
 Run by ``make docs``; a test compares the result with what is committed.
 """
@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, Final
-
-import msgspec
 
 import services.gateway.api
 import services.gateway.settings
@@ -92,14 +90,8 @@ def api_document() -> dict[str, Any]:
     return description.document()
 
 
-def openapi_file() -> str:
-    """Return the document as it is committed: one line a member, so that changes show."""
-    return msgspec.json.format(msgspec.json.encode(api_document()), indent=1).decode() + "\n"
-
-
 def main() -> None:
     """Write all files."""
-    (ROOT / "docs" / "openapi.json").write_text(openapi_file())
     (ROOT / "docs" / "settings.md").write_text(settings_page())
     (ROOT / ".env.example").write_text(env_example())
 

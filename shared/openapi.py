@@ -156,15 +156,13 @@ def _errors(operation: Operation) -> tuple[type[ApiError], ...]:
 
 def _responses(operation: Operation) -> dict[int, Response]:
     """Return all responses of an operation, refusals included, by status."""
-    found = dict(operation.responses)
-    for error in _errors(operation):
-        status, refusal = error.status, _refusal(error, operation)
-        known = found.get(status)
-        if known is None:
-            found[status] = refusal
-        elif refusal.meaning not in known.meaning:
-            text = f"{refusal.meaning} {known.meaning}".strip()
-            found[status] = Response(text, known.headers, {**refusal.media, **known.media})
+    found: dict[int, Response] = {}
+    told = [(error.status, _refusal(error, operation)) for error in _errors(operation)]
+    for status, one in (*told, *operation.responses.items()):
+        known = found.get(status, Response(""))
+        text = f"{known.meaning} {one.meaning}".strip()
+        headers = _with(one.headers, known.headers)
+        found[status] = Response(text, headers, {**known.media, **one.media})
     every = operation.headers + _ALWAYS
     return {
         status: msgspec.structs.replace(one, headers=_with(one.headers, every))

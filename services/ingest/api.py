@@ -8,6 +8,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from services.ingest import errors
+from services.ingest.api_form import FORMS
 from services.ingest.api_ietf import IETF
 from services.ingest.location import COLLECTION
 from services.ingest.status import UploadStatus
@@ -295,5 +296,5 @@ _UPLOADS: Final = Section(
     (*_TUS, *IETF, _STATUS),
 )
 
-SECTIONS: Final = (_UPLOADS,)
+SECTIONS: Final = (_UPLOADS, FORMS)
 """All that ingest serves."""

@@ -41,7 +41,7 @@ def _header(name: str, kind: Kind, meaning: str) -> Parameter:
 _COMPLETE: Final = _header(
     "Upload-Complete", _Bool, "IETF: whether the body is the end of the upload."
 )
-_LENGTH: Final = _header("Upload-Length", _Count, "IETF: size of the whole.")
+_LENGTH: Final = _header("Upload-Length", _Count, "Size of the whole.")
 _VERSION: Final = _header(
     "Upload-Draft-Interop-Version",
     int,
