@@ -23,7 +23,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.session import get_session
 
-from shared.blobs.s3_client import S3Options
+from shared.blobs.s3_calls import S3Options
 from tests.processes import free_port, wait_until
 
 __all__ = ["BUCKET", "MotoServer", "S3Server", "SwiftServer", "can_run_swift"]
@@ -34,11 +34,14 @@ _LEAST_PART: Final = 256
 
 
 class S3Server(Protocol):
-    """A running server with one bucket."""
+    """A server with one bucket."""
 
-    url: str
     access_key_id: str
     secret_access_key: str
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
 
     def start(self) -> None:
         """Start it, make the bucket, and return when that is there."""
@@ -54,10 +57,14 @@ class _Processes:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.port: Final = free_port()
-        self.url: Final = f"http://127.0.0.1:{self.port}"
         self._folder: Final = folder
         self._log: Final = folder / "server.log"
         self._running: Final[list[subprocess.Popen[bytes]]] = []
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"http://127.0.0.1:{self.port}"
 
     def _run(self, command: Sequence[str], env: Mapping[str, str] | None = None) -> None:
         with self._log.open("ab") as out:
@@ -80,7 +87,7 @@ class _Processes:
         try:
             client.create_bucket(Bucket=BUCKET)
         except ClientError as exc:
-            return exc.response["Error"]["Code"] == "BucketAlreadyOwnedByYou"
+            return bool(exc.response["Error"]["Code"] == "BucketAlreadyOwnedByYou")
         except BotoCoreError:
             return False
         return True

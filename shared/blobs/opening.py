@@ -54,7 +54,7 @@ def _s3_store(place: SplitResult, settings: CommonSettings, leases: Leases | Non
         raise StartupError(f"BLOB_STORE={place.geturl()!r}: nobody grants leases to write here")
     # Loading botocore takes longer than starting without it.
     from shared.blobs.s3 import S3Store  # noqa: PLC0415
-    from shared.blobs.s3_client import S3Options  # noqa: PLC0415
+    from shared.blobs.s3_calls import S3Options  # noqa: PLC0415
 
     prefix = unquote(place.path).strip("/")
     options = S3Options(

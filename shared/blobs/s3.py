@@ -23,8 +23,9 @@ import structlog
 
 from shared import sidecar as sidecars
 from shared.blobs.s3_bytes import read_pieces
+from shared.blobs.s3_calls import NoSuchObject, Outdated, S3Failed, S3Options
 from shared.blobs.s3_chunks import S3Chunk, list_chunks
-from shared.blobs.s3_client import NoSuchObject, Outdated, S3Client, S3Failed, S3Options
+from shared.blobs.s3_client import S3Client
 from shared.blobs.s3_keys import Keys
 from shared.blobs.s3_sweep import sweep_leftovers
 from shared.blobs.s3_view import load, look

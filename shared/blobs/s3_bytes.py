@@ -11,7 +11,8 @@ from typing import Any, Final
 
 import msgspec
 
-from shared.blobs.s3_client import NoSuchUpload, S3Client, S3Failed
+from shared.blobs.s3_calls import S3Failed
+from shared.blobs.s3_client import S3Client
 from shared.blobs.s3_keys import Keys
 from shared.blobs.s3_parts import (
     MAX_PARTS,
@@ -339,7 +340,13 @@ class S3Bytes:
         else:
             if self.offset > self._base:
                 await self._send_last()
-            await self._complete()
+            await self._client.complete(
+                self._key,
+                self._multipart_id,
+                self._parts,
+                self.offset,
+                check=self._lease.check,
+            )
         self.sealed = True
         self._safe = self.offset
         self._held.clear()
@@ -353,20 +360,6 @@ class S3Bytes:
         self._sender.send(self._multipart_id, self._next, self._cut(rest))
         self._next += 1
         await self._settle()
-
-    async def _complete(self) -> None:
-        listed = [{"PartNumber": one.number, "ETag": one.etag} for one in self._parts]
-        try:
-            await self._client.call(
-                "complete_multipart_upload",
-                check=self._lease.check,
-                Key=self._key,
-                UploadId=self._multipart_id,
-                MultipartUpload={"Parts": listed},
-            )
-        except NoSuchUpload:  # a try whose answer was lost has done it
-            if await self._client.size_of(self._key) != self.offset:
-                raise
 
     def replaced(self, size: int) -> None:
         """Note that the object of all bytes was made otherwise."""

@@ -15,10 +15,11 @@ from collections.abc import AsyncGenerator, Sequence
 from functools import partial
 from typing import Final
 
-from shared.blobs.s3_client import NoSuchObject, Outdated, S3Client
+from shared.blobs.s3_calls import NoSuchObject, Outdated
+from shared.blobs.s3_client import S3Client
 from shared.blobs.s3_join import Source, join
 from shared.blobs.s3_keys import Keys, Listed
-from shared.blobs.s3_parts import LEAST_PART, MAX_PARTS
+from shared.blobs.s3_parts import MAX_PARTS
 from shared.blobs.s3_sending import PartSender
 from shared.blobs.store import Chunk
 
@@ -141,8 +142,7 @@ class S3Chunk:
         if self._multipart_id:
             await self.stage()
             source = Source(self._key, self.size)
-            least = max(self._least, LEAST_PART)
-            await join(self._client, _anybody, key, [source], least=least)
+            await join(self._client, _anybody, key, [source], least=self._least)
         else:
             await self._client.put(key, b"".join(self._held))
         claim = _claim_key(self._keys, self._id, index)
@@ -163,13 +163,8 @@ class S3Chunk:
         done, failure = await self._sender.settle()
         if failure is not None:
             raise failure
-        parts = [{"PartNumber": one, "ETag": done[one].etag} for one in sorted(done)]
-        await self._client.call(
-            "complete_multipart_upload",
-            Key=self._key,
-            UploadId=self._multipart_id,
-            MultipartUpload={"Parts": parts},
-        )
+        parts = [done[number] for number in sorted(done)]
+        await self._client.complete(self._key, self._multipart_id, parts, self.size)
         self._staged = True
 
     async def content(self) -> AsyncGenerator[list[bytes], None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -9,8 +10,9 @@ from typing import Any, Final
 
 import msgspec
 
-from shared.blobs.s3_client import NoSuchUpload, S3Client, S3Failed
-from shared.blobs.s3_parts import Range, plan_join
+from shared.blobs.s3_calls import S3Failed
+from shared.blobs.s3_client import S3Client
+from shared.blobs.s3_parts import Part, Range, plan_join
 
 __all__ = ["Source", "join"]
 
@@ -52,76 +54,78 @@ async def join(
 
     """
     plan = plan_join([one.size for one in sources], least=least)
-    size = sum(one.size for one in sources)
-    if not plan or (len(plan) == 1 and size < least):
-        body = await _read(client, sources, plan[0] if plan else ())
-        await client.put(key, body, check=check)
-        return size
-    answer = await client.call("create_multipart_upload", check=check, Key=key)
-    target = {"Key": key, "UploadId": answer["UploadId"]}
-    try:
-        parts = await client.each(
-            [
-                partial(_part, client, check, target, number, sources, ranges, least)
-                for number, ranges in enumerate(plan, 1)
-            ],
-            at_once=_COPIES,
+    joined = _Join(client, check, key, sources, least)
+    return await joined.run(plan)
+
+
+class _Join:
+    def __init__(
+        self,
+        client: S3Client,
+        check: Callable[[], None],
+        key: str,
+        sources: Sequence[Source],
+        least: int,
+    ) -> None:
+        self._client: Final = client
+        self._check: Final = check
+        self._key: Final = key
+        self._sources: Final = sources
+        self._least: Final = least
+        self._multipart_id = ""
+
+    async def run(self, plan: Sequence[Sequence[Range]]) -> int:
+        size = sum(one.size for one in self._sources)
+        if not plan or (len(plan) == 1 and size < self._least):
+            body = await self._read(plan[0] if plan else ())
+            await self._client.put(self._key, body, check=self._check)
+            return size
+        answer = await self._client.call(
+            "create_multipart_upload", check=self._check, Key=self._key
         )
-        await _complete(client, check, target, parts, size)
-    except BaseException:
-        with suppress(S3Failed):
-            await client.abort(key, target["UploadId"])
-        raise
-    return size
+        self._multipart_id = answer["UploadId"]
+        try:
+            parts = await self._client.each(
+                [partial(self._part, number, ranges) for number, ranges in enumerate(plan, 1)],
+                at_once=_COPIES,
+            )
+            await self._client.complete(
+                self._key, self._multipart_id, parts, size, check=self._check
+            )
+        except BaseException:
+            with suppress(S3Failed):
+                await self._client.abort(self._key, self._multipart_id)
+            raise
+        return size
 
-
-async def _part(
-    client: S3Client,
-    check: Callable[[], None],
-    target: dict[str, str],
-    number: int,
-    sources: Sequence[Source],
-    ranges: Sequence[Range],
-    least: int,
-) -> dict[str, Any]:
-    """Copy or send one part; return what completing needs to know of it."""
-    first = ranges[0]
-    arguments: dict[str, Any] = {"check": check, "PartNumber": number, **target}
-    if len(ranges) == 1 and first.length >= least:
-        answer = await client.call(
+    async def _part(self, number: int, ranges: Sequence[Range]) -> Part:
+        """Copy or send one part."""
+        size = sum(one.length for one in ranges)
+        arguments: dict[str, Any] = {
+            "check": self._check,
+            "Key": self._key,
+            "UploadId": self._multipart_id,
+            "PartNumber": number,
+        }
+        if len(ranges) > 1 or size < self._least:
+            body = await self._read(ranges)
+            answer = await self._client.call("upload_part", Body=body, **arguments)
+            return Part(number, size, answer["ETag"])
+        start = ranges[0].start
+        answer = await self._client.call(
             "upload_part_copy",
-            CopySource=client.copy_source(sources[first.source].key),
-            CopySourceRange=f"bytes={first.start}-{first.start + first.length - 1}",
+            CopySource=self._client.copy_source(self._sources[ranges[0].source].key),
+            CopySourceRange=f"bytes={start}-{start + size - 1}",
             **arguments,
         )
-        return {"PartNumber": number, "ETag": answer["CopyPartResult"]["ETag"]}
-    body = await _read(client, sources, ranges)
-    answer = await client.call("upload_part", Body=body, **arguments)
-    return {"PartNumber": number, "ETag": answer["ETag"]}
+        return Part(number, size, answer["CopyPartResult"]["ETag"])
 
-
-async def _read(client: S3Client, sources: Sequence[Source], ranges: Sequence[Range]) -> bytes:
-    pieces = []
-    for one in ranges:
-        stream = client.stream(sources[one.source].key, one.start, one.length)
-        pieces += [piece async for piece in stream]
-    return b"".join(pieces)
-
-
-async def _complete(
-    client: S3Client,
-    check: Callable[[], None],
-    target: dict[str, str],
-    parts: Sequence[dict[str, Any]],
-    size: int,
-) -> None:
-    try:
-        await client.call(
-            "complete_multipart_upload",
-            check=check,
-            MultipartUpload={"Parts": list(parts)},
-            **target,
-        )
-    except NoSuchUpload:  # a try whose answer was lost has done it
-        if await client.size_of(target["Key"]) != size:
-            raise
+    async def _read(self, ranges: Sequence[Range]) -> bytes:
+        pieces = []
+        for one in ranges:
+            stream = self._client.stream(self._sources[one.source].key, one.start, one.length)
+            pieces += [piece async for piece in stream]
+        body = b"".join(pieces)
+        if len(body) != sum(one.length for one in ranges):
+            raise S3Failed(errno.EIO, "a source is shorter than it was")
+        return body

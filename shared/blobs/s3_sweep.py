@@ -6,8 +6,8 @@ import math
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
+from shared.blobs.s3_calls import NoSuchUpload
 from shared.blobs.s3_chunks import CLAIM, FRESH
-from shared.blobs.s3_client import NoSuchUpload
 from shared.blobs.s3_keys import Listed
 from shared.blobs.s3_view import look
 from shared.blobs.store import UploadNotFound

@@ -9,7 +9,8 @@ import msgspec
 import structlog
 
 from shared import sidecar as sidecars
-from shared.blobs.s3_client import NoSuchObject, NoSuchUpload, S3Client
+from shared.blobs.s3_calls import NoSuchObject, NoSuchUpload
+from shared.blobs.s3_client import S3Client
 from shared.blobs.s3_keys import Keys, Listed
 from shared.blobs.s3_parts import Counted, Layout, Part, Piece, Turn, count
 from shared.blobs.store import Stored, UploadNotFound

@@ -23,8 +23,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from shared.blobs.s3_bytes import S3Bytes
+from shared.blobs.s3_calls import NoSuchObject, S3Failed
 from shared.blobs.s3_chunks import S3Chunk, chunk_key
-from shared.blobs.s3_client import NoSuchObject, S3Failed
 from shared.blobs.s3_join import Source, join
 from shared.blobs.s3_view import View
 from shared.blobs.store import Chunk, ChunkWriter, Due, UploadNotFound
