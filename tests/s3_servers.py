@@ -33,15 +33,24 @@ _LEAST_PART: Final = 256
 """So that tests of many parts are quick. Servers of the real world insist on 5 MiB."""
 
 
-class S3Server(Protocol):
-    """A server with one bucket."""
-
-    access_key_id: str
-    secret_access_key: str
+class Reachable(Protocol):
+    """Where a server with one bucket can be reached."""
 
     @property
     def url(self) -> str:
         """Where it listens."""
+
+    @property
+    def access_key_id(self) -> str:
+        """Who calls."""
+
+    @property
+    def secret_access_key(self) -> str:
+        """Proves it."""
+
+
+class S3Server(Reachable, Protocol):
+    """A server with one bucket."""
 
     def start(self) -> None:
         """Start it, make the bucket, and return when that is there."""
@@ -121,7 +130,7 @@ def client_of(server: _Processes | S3Server) -> Any:
     )
 
 
-def options_of(server: S3Server, **more: Any) -> S3Options:
+def options_of(server: Reachable, **more: Any) -> S3Options:
     """Return how the store reaches the server's bucket."""
     given = {
         "bucket": BUCKET,
@@ -260,6 +269,7 @@ use = egg:swift#copy
 [filter:slo]
 use = egg:swift#slo
 max_manifest_segments = 10000
+rate_limit_after_segment = 10000
 """
 
 

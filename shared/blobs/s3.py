@@ -13,9 +13,10 @@ something is: all of it is asked of the server, whose clock decides.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager, suppress
 from functools import partial
 from typing import Final
 
@@ -30,8 +31,9 @@ from shared.blobs.s3_keys import Keys
 from shared.blobs.s3_sweep import sweep_leftovers
 from shared.blobs.s3_view import load, look
 from shared.blobs.s3_writer import S3Writer
-from shared.blobs.store import Chunk, Due, Stored, UploadNotFound
-from shared.leases import Leases
+from shared.blobs.store import Chunk, Due, Stored, UploadBusy, UploadNotFound
+from shared.errors import StartupError
+from shared.leases import Lease, Leases
 from shared.sidecar import Sidecar, SidecarDamaged
 
 __all__ = ["S3Store"]
@@ -41,6 +43,9 @@ log = structlog.stdlib.get_logger(__name__)
 _PIECE: Final = 1024 * 1024
 _BATCH: Final = 256
 """Uploads that a walk looks at between two pages of its own."""
+_PLACING_TRIES: Final = 400
+_PLACING_S: Final = 0.05
+"""How often, and how long after a try, a chunk waits for one that has come to its place."""
 _UNBORN_S: Final = 600.0
 """How long a creation may take: longer than its calls are tried again."""
 
@@ -74,6 +79,11 @@ class S3Store:
 
     async def open(self) -> None:
         await self.client.open()
+        try:
+            await self.client.try_conditions(self.keys.note("conditions"))
+        except S3Failed as exc:
+            await self.client.close()
+            raise StartupError(f"BLOB_STORE: nothing can be written there ({exc})") from exc
 
     async def close(self) -> None:
         await self.client.close()
@@ -132,16 +142,35 @@ class S3Store:
     async def stage(self, upload_id: str) -> S3Chunk:
         if not sidecars.is_upload_id(upload_id):
             raise UploadNotFound(upload_id)
-        return S3Chunk(
-            self.client,
-            self.keys,
-            upload_id,
-            least=self.part_size,
-            parallel=self.parallel_parts,
-        )
+        return S3Chunk(self, upload_id)
 
     async def chunks(self, upload_id: str) -> list[Chunk]:
         return await list_chunks(self.client, self.keys, upload_id)
+
+    @asynccontextmanager
+    async def placing(self, upload_id: str, index: int) -> AsyncIterator[None]:
+        """Let one at a time decide who has the place of a chunk, where the server cannot.
+
+        Raises:
+            S3Failed: Somebody else takes too long.
+            LeaseUnavailable: Redis is away.
+
+        """
+        if self.client.conditional:
+            yield
+            return
+        lease = await self._await_lease(f"{upload_id}.{index}")
+        try:
+            yield
+        finally:
+            await lease.release()
+
+    async def _await_lease(self, name: str) -> Lease:
+        for _ in range(_PLACING_TRIES):
+            with suppress(UploadBusy):
+                return await self._leases.acquire(name)
+            await asyncio.sleep(_PLACING_S)
+        raise S3Failed(errno.EBUSY, "somebody else commits this chunk")
 
     # Writing.
 

@@ -2,9 +2,8 @@
 
 Below ``<id>.chunks/``: ``<index>-<SHA-256>`` holds a chunk, and ``<index>.claim`` says which
 one has the place; only a chunk with a claim is committed. The claim is made if there is none,
-which the server decides. (Swift does not decide it atomically: of two different chunks for one
-place that are committed within milliseconds, the later may win.) ``new-<random>`` is a chunk
-that is too large for memory and still being received.
+which the server decides, or a lease where the server cannot. ``new-<random>`` is a chunk that
+is too large for memory and still being received.
 """
 
 from __future__ import annotations
@@ -12,8 +11,9 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import suppress
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from shared.blobs.s3_calls import NoSuchObject, Outdated
 from shared.blobs.s3_client import S3Client
@@ -21,7 +21,10 @@ from shared.blobs.s3_join import Source, join
 from shared.blobs.s3_keys import Keys, Listed
 from shared.blobs.s3_parts import MAX_PARTS
 from shared.blobs.s3_sending import PartSender
-from shared.blobs.store import Chunk
+from shared.blobs.store import Chunk, UploadNotFound
+
+if TYPE_CHECKING:
+    from shared.blobs.s3 import S3Store
 
 __all__ = ["CLAIM", "FRESH", "S3Chunk", "chunk_key", "list_chunks"]
 
@@ -89,16 +92,15 @@ class S3Chunk:
     Up to a part's worth of bytes is held in memory; more goes to the server part by part.
     """
 
-    def __init__(
-        self, client: S3Client, keys: Keys, upload_id: str, *, least: int, parallel: int
-    ) -> None:
-        self._client: Final = client
-        self._keys: Final = keys
-        self._id: Final = upload_id
-        self._key: Final = f"{keys.chunks(upload_id)}{FRESH}{secrets.token_hex(8)}"
-        self._least: Final = least
-        self._parallel: Final = parallel
-        self._sender: Final = PartSender(client, self._key, _anybody, parallel)
+    def __init__(self, store: S3Store, upload_id: str) -> None:
+        self._store: Final = store
+        self._client: Final = store.client
+        self._keys: Final = store.keys
+        self._key: Final = f"{store.keys.chunks(upload_id)}{FRESH}{secrets.token_hex(8)}"
+        self._least: Final = store.part_size
+        self._sender: Final = PartSender(
+            store.client, self._key, _anybody, store.parallel_parts
+        )
         self._held: list[bytes] = []
         self._held_size = 0
         self._multipart_id = ""
@@ -133,26 +135,49 @@ class S3Chunk:
         held, self._held, self._held_size = self._held, [], 0
         self._sender.send(self._multipart_id, self._sent, b"".join(held))
 
-    async def commit(self, index: int, digest: str) -> Chunk:
-        there = await list_chunks(self._client, self._keys, self._id, index)
-        if there:
+    async def commit(self, upload_id: str, index: int, digest: str) -> Chunk:
+        try:
+            async with self._store.placing(upload_id, index):
+                chunk = await self._place(upload_id, index, digest)
+            await self._client.put(self._keys.touch(upload_id), b"")
+            await self._check_wanted(upload_id)
+        finally:
             await self.discard()
+        return chunk
+
+    async def _place(self, upload_id: str, index: int, digest: str) -> Chunk:
+        """Put the bytes into their place, unless it is taken."""
+        there = await list_chunks(self._client, self._keys, upload_id, index)
+        if there:
             return there[0]
-        key = chunk_key(self._keys, self._id, index, digest)
+        await self._check_wanted(upload_id)
+        key = chunk_key(self._keys, upload_id, index, digest)
         if self._multipart_id:
             await self.stage()
             source = Source(self._key, self.size)
             await join(self._client, _anybody, key, [source], least=self._least)
         else:
             await self._client.put(key, b"".join(self._held))
-        claim = _claim_key(self._keys, self._id, index)
         try:
+            claim = _claim_key(self._keys, upload_id, index)
             await self._client.put_if(claim, digest.encode(), "")
         except Outdated:
-            if await _claimed(self._client, self._keys, self._id, index) != digest:
+            if await _claimed(self._client, self._keys, upload_id, index) != digest:
                 await self._client.remove([key])
-        await self.discard()
-        return (await list_chunks(self._client, self._keys, self._id, index))[0]
+        return (await list_chunks(self._client, self._keys, upload_id, index))[0]
+
+    async def _check_wanted(self, upload_id: str) -> None:
+        """Refuse a chunk of an upload that is complete or gone, and leave nothing there.
+
+        Looked at last, too: an upload that ends meanwhile does not find what comes late.
+        """
+        with suppress(UploadNotFound):
+            if (await self._store.load(upload_id)).status == "created":
+                return
+        listed = await self._client.list_all(self._keys.chunks(upload_id))
+        own = [one.key for one in listed if one.key != self._key]
+        await self._client.remove([*own, self._keys.touch(upload_id)])
+        raise UploadNotFound(upload_id)
 
     async def stage(self) -> None:
         """Make an object of the bytes that were sent part by part. May be repeated."""

@@ -43,8 +43,8 @@ class S3Client(S3Calls):
 
     def __init__(self, options: S3Options) -> None:
         super().__init__(options)
-        self._conditional = True
-        """Whether the server knows ``If-Match`` for writing, as far as is known."""
+        self.conditional = True
+        """Whether the server writes under conditions, and decides them atomically."""
 
     async def get(self, key: str) -> tuple[bytes, str]:
         """Return a small object and its ETag.
@@ -108,19 +108,37 @@ class S3Client(S3Calls):
         etag: str = (await self.call("put_object", check=check, Key=key, Body=body))["ETag"]
         return etag
 
+    async def try_conditions(self, key: str) -> None:
+        """Find out whether the server can write under conditions; leaves nothing.
+
+        Swift does not know ``If-Match``, and takes ``If-None-Match`` of several writers that
+        come together. Other servers may not look at conditions at all.
+        """
+        try:
+            await self.call("put_object", Key=key, Body=b"", IfMatch='"none"')
+        except (Outdated, NoSuchObject):
+            return
+        except S3Failed as exc:
+            if exc.errno != errno.ENOSYS:
+                raise
+        else:
+            await self.remove([key])
+        self.conditional = False
+        log.warning("s3_conditions_unknown", effect="leases alone decide who writes")
+
     async def put_if(
         self, key: str, body: bytes, etag: str, *, check: Callable[[], None] | None = None
     ) -> str:
         """Replace an object if it is the one with this ETag; empty: if there is none.
 
-        A server that knows no conditions (Swift, for ``If-Match``) is asked without.
+        A server that does not know ``If-Match`` is asked without.
 
         Raises:
             Outdated: It is another one.
 
         """
         condition = {"IfMatch": etag} if etag else {"IfNoneMatch": "*"}
-        if not self._conditional and etag:
+        if not self.conditional and etag:
             condition = {}
         try:
             answer = await self.call("put_object", check=check, Key=key, Body=body, **condition)
@@ -130,13 +148,6 @@ class S3Client(S3Calls):
             if there != body:
                 raise
             return etag
-        except S3Failed as exc:
-            if exc.errno != errno.ENOSYS or not condition:
-                raise
-            if self._conditional:
-                log.warning("s3_conditions_unknown", effect="records are replaced unchecked")
-                self._conditional = False
-            return await self.put(key, body, check=check)
         return str(answer["ETag"])
 
     def copy_source(self, key: str) -> dict[str, str]:

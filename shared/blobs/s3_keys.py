@@ -3,9 +3,10 @@
 Below the store's prefix: ``<id>.info`` is the sidecar, ``<id>`` the bytes once they are all
 there, ``<id>.tail.<turn>.<start>`` a piece of an unfinished upload, ``<id>.parts.<turn>`` its
 layout as of that turn (the newest one counts), ``<id>.chunks/…`` what came apart from the
-others, ``open/<id>`` says that an upload is unfinished, ``due/<id>.<seq>`` marks an event that
-may be unpublished, ``notes/<name>`` holds a text. All of one upload but those marks begins with
-its id, so that one listing tells everything about it.
+others and ``<id>.touch`` when the last of it came. ``open/<id>`` says that an upload is
+unfinished, ``due/<id>.<seq>`` marks an event that may be unpublished, ``notes/<name>`` holds a
+text. All of one upload but those marks begins with its id, so that one listing tells everything
+about it.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from shared.sidecar import is_upload_id
 
 __all__ = ["Keys", "Listed"]
 
-_PIECE: Final = re.compile(r"\.tail\.([0-9]{16})-([0-9]{4})\.([0-9]{16})")
-_LAYOUT: Final = re.compile(r"\.parts\.([0-9]{16})-([0-9]{4})")
+_PIECE: Final = re.compile(r"\.tail\.([0-9]{20})-([0-9]{4})\.([0-9]{16})")
+_LAYOUT: Final = re.compile(r"\.parts\.([0-9]{20})-([0-9]{4})")
 _ID_LENGTH: Final = 36
 
 
@@ -74,6 +75,10 @@ class Keys:
         """Return the key of the layout as a turn left it."""
         return f"{self.blob(upload_id)}.parts.{_turn_name(turn)}"
 
+    def touch(self, upload_id: str) -> str:
+        """Return the key whose time says when the last chunk came."""
+        return f"{self.blob(upload_id)}.touch"
+
     def open_mark(self, upload_id: str) -> str:
         """Return the key that says that an upload is unfinished."""
         self.blob(upload_id)
@@ -114,4 +119,4 @@ class Keys:
 
 
 def _turn_name(turn: Turn) -> str:
-    return f"{turn.fence:016d}-{turn.attempt:04d}"
+    return f"{turn.fence:020d}-{turn.attempt:04d}"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["sweep_leftovers"]
 
-_SCAFFOLD: Final = (".tail.", ".parts.", ".chunks/")
+_SCAFFOLD: Final = (".tail.", ".parts.", ".chunks/", ".touch")
 
 
 async def sweep_leftovers(store: S3Store, *, older_than_s: float, dry_run: bool) -> list[str]:

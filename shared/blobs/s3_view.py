@@ -138,8 +138,8 @@ async def _view(
         return None
     layout: Layout | None = None
     listed: dict[int, Part] = {}
-    info = by_key.get(keys.info(upload_id))
-    times = [one.modified_at for one in (*pieces.values(), info) if one]
+    marks = (by_key.get(keys.info(upload_id)), by_key.get(keys.touch(upload_id)))
+    times = [one.modified_at for one in (*pieces.values(), *marks) if one]
     try:
         if turns:
             content, _ = await client.get(keys.layout(upload_id, max(turns)))

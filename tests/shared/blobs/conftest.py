@@ -1,37 +1,10 @@
-"""S3 servers for the stores on them: started once, for all tests that need them."""
+"""The S3 servers that the stores are tested on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
-from tests.s3_servers import MotoServer, S3Server, SwiftServer, can_run_swift
-
-
-@pytest.fixture(scope="session")
-def moto_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MotoServer]:
-    """moto, which takes parts of 256 bytes."""
-    server = MotoServer(tmp_path_factory.mktemp("moto"))
-    try:
-        server.start()
-        yield server
-    finally:
-        server.kill()
-
-
-@pytest.fixture(scope="session")
-def swift_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SwiftServer]:
-    """Swift with s3api, which takes parts of any size."""
-    folder = tmp_path_factory.mktemp("swift")
-    if reason := can_run_swift(folder):
-        pytest.skip(f"Swift cannot run here: {reason}")
-    server = SwiftServer(folder)
-    try:
-        server.start()
-        yield server
-    finally:
-        server.kill()
+from tests.s3_servers import S3Server
 
 
 @pytest.fixture(params=["moto", "swift"])
