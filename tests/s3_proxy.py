@@ -56,6 +56,11 @@ class S3Proxy:
         self.decide: Callable[[Call], Fate] = lambda _: "pass"
         self.delay_s = 0.0
         """How long a call with a body waits before the server hears of it."""
+        self.gate: Final = asyncio.Event()
+        """While it is not set, calls wait on the way to the server."""
+        self.gate.set()
+        self.held = 0
+        """Calls that wait."""
         self._target: Final = URL(target)
         self._socket: Final = socket.create_server(("127.0.0.1", 0))
         self.url: Final = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
@@ -80,6 +85,9 @@ class S3Proxy:
         body = await request.read()
         if body and self.delay_s:
             await asyncio.sleep(self.delay_s)
+        self.held += 1
+        await self.gate.wait()
+        self.held -= 1
         if fate == "drop":
             return self._cut(request)
         if fate in {"slow-down", "refuse", "error-in-200"}:

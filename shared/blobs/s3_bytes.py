@@ -221,8 +221,10 @@ class S3Bytes:
     async def _load(self) -> None:
         """Fetch the bytes of the pieces that the next part begins with."""
         if self._held_from > self._base:
+            # The later pieces may be of this turn: their bytes are in memory still.
             loaded = await read_pieces(self._client, self._keys, self._id, self._pieces)
-            self._held.extendleft(reversed(loaded))
+            missing = b"".join(loaded)[: self._held_from - self._base]
+            self._held.appendleft(missing)
             self._held_from = self._base
 
     def _cut(self, size: int) -> bytes:

@@ -87,7 +87,8 @@ class Span(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
 
     def part_size(self, number: int) -> int:
         """Return the bytes of a part that is not the last one of the upload."""
-        return self.size << ((number - 1) // _GROW_EVERY) if self.grows else self.size
+        doublings = (number - 1) // _GROW_EVERY if self.grows else 0
+        return min(self.size << doublings, MAX_PART)
 
 
 class Layout(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -258,7 +259,11 @@ def open_span(
 
 
 def _first_free(layout: Layout, listed: Collection[int]) -> int:
-    """Return the first number that neither is in use nor may still arrive."""
+    """Return the first number that neither is in use nor may still arrive.
+
+    The lease is looked at before each call. So a holder that lost it has no more calls to come
+    than were on their way: a part each for the places that it sends in parallel.
+    """
     if not layout.spans:
         return 1
     if layout.next_number:

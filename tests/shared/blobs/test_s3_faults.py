@@ -166,25 +166,25 @@ async def crash_at(bench: Bench, number: int, fate: Fate, body: bytes) -> bool:
     return ended_early
 
 
-@pytest.mark.parametrize("fate", ["drop", "lose"])
-async def test_a_crash_between_any_two_calls_on_moto(moto_bench: Bench, fate: Fate) -> None:
-    """Item 173: wherever a process dies, what it acknowledged is there and the rest follows."""
-    body = pattern(5 * PART + 77)
-    number = 1
-    while await crash_at(moto_bench, number, fate, body):
-        number += 1
-    assert number > 40
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("fate", ["drop", "lose"])
-async def test_a_crash_between_any_two_calls(bench: Bench, fate: Fate) -> None:
-    """The same on each server, with more parts."""
-    body = pattern(9 * PART + 77)
+async def crash_everywhere(bench: Bench, fate: Fate, body: bytes) -> int:
+    """Let lives end at each of their calls; return how many there are."""
     number = 1
     while await crash_at(bench, number, fate, body):
         number += 1
-    assert number > 40
+    return number - 1
+
+
+async def test_a_crash_after_any_call(moto_bench: Bench) -> None:
+    """Item 173: wherever a process dies, what it acknowledged is there and the rest follows."""
+    assert await crash_everywhere(moto_bench, "lose", pattern(3 * PART + 77)) > 30
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("fate", ["drop", "lose"])
+async def test_a_crash_around_any_call(bench: Bench, fate: Fate) -> None:
+    """The same on each server, with more parts, and for calls that never arrive."""
+    assert await crash_everywhere(bench, fate, pattern(9 * PART + 77)) > 40
 
 
 async def test_each_kind_of_call_may_be_told_to_slow_down(bench: Bench) -> None:
@@ -332,13 +332,12 @@ async def test_a_tail_is_deleted_after_its_bytes_are_in_a_part(moto_bench: Bench
         assert (await store.read(sidecar.upload_id)).offset == PART + 10
 
 
-@pytest.mark.parametrize("direct", [True, False])
-async def test_small_requests_add_up(moto_bench: Bench, direct: bool) -> None:
-    """Item 28: hundreds of requests of a few bytes, each with a turn of its own."""
-    body = pattern(6000)
+async def test_small_requests_add_up(moto_bench: Bench) -> None:
+    """Item 28: many requests of a few bytes, each with a turn of its own."""
+    body = pattern(3000)
     sidecar = sized(body)
     order = random.Random(1)
-    async with opened(moto_bench.store(direct=direct, part_size=4096)) as store:
+    async with opened(moto_bench.store(direct=True, part_size=1024)) as store:
         await store.create(sidecar)
         at, count = 0, 0
         while at < len(body):
@@ -351,7 +350,7 @@ async def test_small_requests_add_up(moto_bench: Bench, direct: bool) -> None:
             assert len(pieces) <= 33
         async with writing(store, sidecar.upload_id) as writer:
             await writer.finish(finished(sidecar))
-        assert count > 250
+        assert count > 120
         assert await content(store, sidecar.upload_id) == body
 
 
