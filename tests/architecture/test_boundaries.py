@@ -35,6 +35,8 @@ PURE: Final = (
     "services.ingest.tus",
     "services.storage.disposition",
     "services.storage.ranges",
+    "shared.blobs.s3_keys",
+    "shared.blobs.s3_parts",
     "shared.events",
     "shared.sidecar",
 )
