@@ -62,6 +62,9 @@ class S3Store:
 
     """
 
+    shares: Final = False  # S3 has no links
+    rereads_cheaply: Final = False  # over the network
+
     def __init__(
         self,
         options: S3Options,

@@ -6,6 +6,8 @@ import math
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
+import structlog
+
 from shared.blobs.s3_calls import NoSuchUpload
 from shared.blobs.s3_chunks import CLAIM, FRESH
 from shared.blobs.s3_keys import Listed
@@ -18,13 +20,16 @@ if TYPE_CHECKING:
 
 __all__ = ["sweep_leftovers"]
 
+log = structlog.stdlib.get_logger(__name__)
+
 _SCAFFOLD: Final = (".tail.", ".parts.", ".chunks/", ".touch")
 
 
 async def sweep_leftovers(store: S3Store, *, older_than_s: float, dry_run: bool) -> list[str]:
     """Remove what is old and nobody's; return what that was.
 
-    Complete bytes without a record are only told: somebody may have lost it, and wants them.
+    Complete bytes without a record stay, and are told in the log: somebody has lost the record,
+    and wants them.
     """
     before = await store.client.now() - older_than_s
     found = await _multipart_uploads(store, before, dry_run)
@@ -98,10 +103,9 @@ async def _objects(
     blob = store.keys.blob(upload_id)
     if not dry_run:
         await store.client.remove([blob + rest for rest in sorted(doomed)])
-    found = [upload_id + rest for rest in sorted(doomed)]
     if ".info" not in rests and "" in old:
-        found.append(f"{upload_id} (kept: it is complete)")
-    return found
+        log.warning("file_without_record", name=upload_id)
+    return [upload_id + rest for rest in sorted(doomed)]
 
 
 def _nobodys_chunks(rests: set[str], old: set[str]) -> Iterator[str]:

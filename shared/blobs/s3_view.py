@@ -51,7 +51,7 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def visible(self) -> bool:
         """Whether the upload was finished: the sidecar says so, in the same moment for all."""
-        return self.size is not None and self.sidecar.status not in {"created", "failed"}
+        return self.size is not None and self.sidecar.status == "completed"
 
     @property
     def offset(self) -> int:
