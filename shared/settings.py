@@ -75,6 +75,43 @@ class CommonSettings(msgspec.Struct, frozen=True, kw_only=True):
             "S3; `redis` = leases on a file system too, if its locks do not span hosts"
         ),
     ] = "auto"
+    s3_endpoint_url: Annotated[
+        str,
+        msgspec.Meta(
+            pattern=r"^(https?://[A-Za-z0-9.:\[\]-]+(/[A-Za-z0-9._~/-]*)?)?$",
+            description="URL of the S3 server; empty: Amazon's",
+        ),
+    ] = ""
+    s3_region: Annotated[str, msgspec.Meta(description="region of the bucket")] = "us-east-1"
+    s3_access_key_id: Annotated[
+        str,
+        msgspec.Meta(description="empty: what the environment or the machine's role gives"),
+    ] = ""
+    s3_secret_access_key: Annotated[
+        Secret, msgspec.Meta(description="belongs to S3_ACCESS_KEY_ID")
+    ] = ""
+    s3_part_size: Annotated[
+        int,
+        msgspec.Meta(
+            ge=5 * 1024**2,
+            le=512 * 1024**2,
+            description="least bytes of a part; more for files over 9,000 such parts",
+        ),
+    ] = 8 * 1024**2
+    s3_parallel_parts: Annotated[
+        int,
+        msgspec.Meta(ge=1, le=16, description="parts of one upload that are sent at once"),
+    ] = 4
+    s3_checksums: Annotated[
+        Literal["when_supported", "when_required"],
+        msgspec.Meta(
+            description="`when_required`: for servers that refuse newer checksum headers"
+        ),
+    ] = "when_supported"
+    s3_patience: Annotated[
+        Seconds,
+        msgspec.Meta(description="seconds for which a call that fails is tried again"),
+    ] = 20.0
     event_partitions: Annotated[
         int, msgspec.Meta(ge=1, le=100, description="partitions of each stream family")
     ] = 16

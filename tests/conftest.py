@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from redis.asyncio import Redis
 
 from shared.streams import connect
 from tests.processes import RedisServer, debian_redis, running
+
+if TYPE_CHECKING:  # loading botocore takes longer than many a test
+    from tests.s3_servers import MotoServer, SwiftServer
 
 
 @pytest.fixture(scope="session")
@@ -63,3 +67,32 @@ async def any_redis(any_redis_server: RedisServer) -> AsyncIterator[Redis]:
 def data_dir(tmp_path: Path) -> Path:
     """An empty data folder."""
     return tmp_path / "data"
+
+
+@pytest.fixture(scope="session")
+def moto_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MotoServer]:
+    """moto, which takes parts of 256 bytes."""
+    from tests.s3_servers import MotoServer  # noqa: PLC0415
+
+    server = MotoServer(tmp_path_factory.mktemp("moto"))
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
+
+
+@pytest.fixture(scope="session")
+def swift_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SwiftServer]:
+    """Swift with s3api, which takes parts of any size."""
+    from tests.s3_servers import SwiftServer, can_run_swift  # noqa: PLC0415
+
+    folder = tmp_path_factory.mktemp("swift")
+    if reason := can_run_swift(folder):
+        pytest.skip(f"Swift cannot run here: {reason}")
+    server = SwiftServer(folder)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from shared.blobs.filesystem import FilesystemStore
 from shared.blobs.store import BlobStore, FsyncPolicy
@@ -34,7 +34,8 @@ def make_store(
         leases: What ``make_leases`` returned for the same settings.
 
     Raises:
-        StartupError: ``BLOB_STORE`` names no store, or its folder cannot be written to.
+        StartupError: ``BLOB_STORE`` names no store, its folder cannot be written to, or
+            there are no leases where they are needed.
 
     """
     url = settings.blob_store
@@ -43,4 +44,32 @@ def make_store(
     parts = urlsplit(url)
     if parts.scheme == "file" and parts.netloc in {"", "localhost"} and parts.path:
         return FilesystemStore(Path(unquote(parts.path)), fsync=fsync, leases=leases)
+    if parts.scheme == "s3" and parts.netloc and not (parts.query or parts.fragment):
+        return _s3_store(parts, settings, leases)
     raise StartupError(f"BLOB_STORE={url!r}: expected file:///folder or s3://bucket/prefix")
+
+
+def _s3_store(place: SplitResult, settings: CommonSettings, leases: Leases | None) -> BlobStore:
+    if leases is None:
+        raise StartupError(f"BLOB_STORE={place.geturl()!r}: nobody grants leases to write here")
+    # Loading botocore takes longer than starting without it.
+    from shared.blobs.s3 import S3Store  # noqa: PLC0415
+    from shared.blobs.s3_calls import S3Options  # noqa: PLC0415
+
+    prefix = unquote(place.path).strip("/")
+    options = S3Options(
+        bucket=place.netloc,
+        endpoint_url=settings.s3_endpoint_url,
+        region=settings.s3_region,
+        access_key_id=settings.s3_access_key_id,
+        secret_access_key=settings.s3_secret_access_key,
+        checksums=settings.s3_checksums,
+        patience_s=settings.s3_patience,
+    )
+    return S3Store(
+        options,
+        prefix=f"{prefix}/" if prefix else "",
+        leases=leases,
+        part_size=settings.s3_part_size,
+        parallel_parts=settings.s3_parallel_parts,
+    )

@@ -121,10 +121,12 @@ class BlobWriter(Protocol):
     """
 
     sidecar: Sidecar
-    offset: int
-    """Bytes written so far."""
     modified_at: float
     visible: bool
+
+    @property
+    def offset(self) -> int:
+        """Bytes written so far."""
 
     async def write(self, pieces: Sequence[bytes]) -> None:
         """Append the pieces in order.

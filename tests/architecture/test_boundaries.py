@@ -12,7 +12,7 @@ from tests.architecture import rules
 
 ROOT: Final = Path(__file__).parents[2]
 
-SHARED_LINES: Final = 7_000
+SHARED_LINES: Final = 9_000
 """All of ``shared/``: the wire contract, the bus, the blob store and what guards the doors.
 Raising it takes a decision record."""
 FILE_LINES: Final = 400
@@ -35,6 +35,8 @@ PURE: Final = (
     "services.ingest.tus",
     "services.storage.disposition",
     "services.storage.ranges",
+    "shared.blobs.s3_keys",
+    "shared.blobs.s3_parts",
     "shared.events",
     "shared.sidecar",
 )

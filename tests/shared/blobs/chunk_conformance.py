@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
+from collections.abc import AsyncIterator
 
 import pytest
 
 from shared.blobs.store import BlobStore, Chunk, UploadNotFound
 from shared.sidecar import Sidecar, new_id
-from tests.shared.blobs.conformance import OpenStore, ended, finished, writing
+from tests.shared.blobs.conformance import OpenStore, ended, finished, opened, writing
 from tests.shared.samples import new_sidecar
 
 __all__ = ["ChunkConformance", "commit"]
@@ -45,14 +46,16 @@ class ChunkConformance:
     """The promises, one a test."""
 
     @pytest.fixture
-    def store(self, open_store: OpenStore) -> BlobStore:
+    async def store(self, open_store: OpenStore) -> AsyncIterator[BlobStore]:
         """The store as one process sees it."""
-        return open_store()
+        async with opened(open_store()) as store:
+            yield store
 
     @pytest.fixture
-    def other(self, open_store: OpenStore) -> BlobStore:
+    async def other(self, open_store: OpenStore) -> AsyncIterator[BlobStore]:
         """The same store as another process sees it."""
-        return open_store()
+        async with opened(open_store()) as store:
+            yield store
 
     async def test_chunks_join_in_order_whatever_order_they_came_in(
         self, store: BlobStore, other: BlobStore
@@ -112,6 +115,6 @@ class ChunkConformance:
         """A session that gets its chunks slowly would end as if nobody had continued it."""
         upload_id = (await new_upload(store)).upload_id
         before = (await store.read(upload_id)).modified_at
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(1.05)  # stores may tell times by the second
         await commit(store, upload_id, 0, b"a chunk")
         assert (await store.read(upload_id)).modified_at > before

@@ -7,22 +7,47 @@ the fixture ``open_store``: each call opens the same store once more, as another
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import TypeVar
 
 import pytest
 from msgspec.structs import replace
 
-from shared.blobs.store import BlobStore, BlobWriter, Due, UploadBusy, UploadNotFound
+from shared.blobs.store import BlobStore, BlobWriter, Chunk, Due, UploadBusy, UploadNotFound
+from shared.events import UploadFailed
 from shared.sidecar import Sidecar, new_id
+from shared.times import now_ms
 from tests.shared.samples import FACTS, cancelled, completed, new_sidecar
 
-__all__ = ["NO_IDS", "BlobStoreConformance", "OpenStore", "ended", "finished", "writing"]
+__all__ = [
+    "NO_IDS",
+    "BlobStoreConformance",
+    "OpenStore",
+    "content",
+    "ended",
+    "finished",
+    "opened",
+    "pattern",
+    "writing",
+]
 
+Store = TypeVar("Store", bound=BlobStore)
 OpenStore = Callable[[], BlobStore]
 
 NO_IDS = ["", ".", "..", "../etc/passwd", "/etc/passwd", "x" * 300, "\0", "ABCDEF" * 6, "due"]
+
+
+@asynccontextmanager
+async def opened(store: Store) -> AsyncIterator[Store]:
+    """Open a store and close it at the end."""
+    await store.open()
+    try:
+        yield store
+    finally:
+        await store.close()
 
 
 @asynccontextmanager
@@ -33,6 +58,37 @@ async def writing(store: BlobStore, upload_id: str) -> AsyncIterator[BlobWriter]
         yield writer
     finally:
         await writer.close()
+
+
+def pattern(size: int, seed: int = 0) -> bytes:
+    """Return bytes of which no two stretches are alike."""
+    return random.Random(seed).randbytes(size)
+
+
+async def content(
+    store: BlobStore, upload_id: str, start: int = 0, length: int = 1 << 40
+) -> bytes:
+    """Return what the store gives of an upload's bytes."""
+    return b"".join([piece async for piece in store.read_range(upload_id, start, length)])
+
+
+async def stored_file(store: BlobStore, body: bytes) -> Sidecar:
+    """Put a finished upload into the store; return its record."""
+    sidecar = new_sidecar()
+    await store.create(sidecar)
+    async with writing(store, sidecar.upload_id) as writer:
+        await writer.write([body])
+        await writer.finish(finished(sidecar))
+        return writer.sidecar
+
+
+async def committed(store: BlobStore, upload_id: str, index: int, body: bytes) -> Chunk:
+    """Bring a chunk into the store; return what has its place."""
+    staged = await store.stage(upload_id)
+    for at in range(0, len(body), 1000):
+        await staged.write([body[at : at + 1000]])
+    assert staged.size == len(body)
+    return await staged.commit(upload_id, index, hashlib.sha256(body).hexdigest())
 
 
 def finished(sidecar: Sidecar) -> Sidecar:
@@ -49,14 +105,16 @@ class BlobStoreConformance:
     """The promises, one a test."""
 
     @pytest.fixture
-    def store(self, open_store: OpenStore) -> BlobStore:
+    async def store(self, open_store: OpenStore) -> AsyncIterator[BlobStore]:
         """The store as one process sees it."""
-        return open_store()
+        async with opened(open_store()) as store:
+            yield store
 
     @pytest.fixture
-    def other(self, open_store: OpenStore) -> BlobStore:
+    async def other(self, open_store: OpenStore) -> AsyncIterator[BlobStore]:
         """The same store as another process sees it."""
-        return open_store()
+        async with opened(open_store()) as store:
+            yield store
 
     async def test_a_new_upload_is_there_at_once(
         self, store: BlobStore, other: BlobStore
@@ -74,6 +132,7 @@ class BlobStoreConformance:
         await store.create(sidecar)
         async with writing(store, sidecar.upload_id) as writer:
             await writer.write([b"kept"])
+            await writer.sync()
         with pytest.raises(OSError):  # noqa: PT011 - whichever one
             await store.create(replace(sidecar, username="mallory"))
         stored = await store.read(sidecar.upload_id)
@@ -106,6 +165,7 @@ class BlobStoreConformance:
             for _ in range(20):
                 looks = asyncio.gather(*(other.read(sidecar.upload_id) for _ in range(3)))
                 await writer.write([b"12345"])
+                await writer.sync()
                 seen += [look.offset for look in await looks]
                 assert (await other.read(sidecar.upload_id)).offset == writer.offset
         assert set(seen) <= set(range(0, 101, 5))
@@ -139,6 +199,7 @@ class BlobStoreConformance:
                         start = writer.offset
                         for _ in range(4):
                             await writer.write([b"x" * 10])
+                        await writer.sync()
                         assert writer.offset == start + 40
                         return
                 except UploadBusy:
@@ -279,3 +340,328 @@ class BlobStoreConformance:
         )
         assert {one.status for one in recent} == {"created", "completed"}
         assert [one async for one in store.survey(recent_s=-60)] == [live]
+
+    # Reading.
+
+    @pytest.mark.parametrize("size", [0, 1, 700, 9000])
+    async def test_a_finished_upload_is_read_in_ranges(
+        self, store: BlobStore, other: BlobStore, size: int
+    ) -> None:
+        """Any range gives exactly the bytes that are there, in pieces of bounded size."""
+        body = pattern(size)
+        upload_id = (await stored_file(store, body)).upload_id
+        for start, length in [
+            (0, size),
+            (0, 1),
+            (size // 2, 10),
+            (size, 5),
+            (3, 10**9),
+            (0, 0),
+        ]:
+            assert await content(other, upload_id, start, length) == body[start:][:length]
+
+    async def test_large_ranges_come_in_small_pieces(self, store: BlobStore) -> None:
+        """A reader that is slow makes nobody hold the file in memory."""
+        body = pattern(1024 * 1024 + 17)
+        upload_id = (await stored_file(store, body)).upload_id
+        pieces = [one async for one in store.read_range(upload_id, 0, len(body))]
+        assert b"".join(pieces) == body
+        assert max(map(len, pieces)) <= 1024 * 1024
+
+    async def test_an_unfinished_upload_is_read(
+        self, store: BlobStore, other: BlobStore
+    ) -> None:
+        """What was synced can be looked at before the upload is complete."""
+        sidecar = new_sidecar()
+        await store.create(sidecar)
+        async with writing(store, sidecar.upload_id) as writer:
+            for _ in range(3):
+                await writer.write([b"0123456789"])
+                await writer.sync()
+            assert await content(other, sidecar.upload_id) == b"0123456789" * 3
+            assert await content(other, sidecar.upload_id, 8, 5) == b"89012"
+
+    async def test_an_upload_is_read_once_its_last_byte_is_there(
+        self, store: BlobStore, other: BlobStore
+    ) -> None:
+        """It can be hashed and scanned before anybody else may get it."""
+        body = pattern(9000)
+        sidecar = new_sidecar()
+        sidecar = replace(sidecar, facts=replace(FACTS, size=len(body)))
+        await store.create(sidecar)
+        async with writing(store, sidecar.upload_id) as writer:
+            await writer.write([body])
+            await writer.sync()
+            stored = await other.read(sidecar.upload_id)
+            assert (stored.offset, stored.visible, writer.visible) == (9000, False, False)
+            assert await content(other, sidecar.upload_id) == body
+        async with writing(other, sidecar.upload_id) as writer:
+            assert (writer.offset, writer.visible) == (9000, False)
+            await writer.finish(finished(sidecar))
+        assert (await store.read(sidecar.upload_id)).visible
+
+    @pytest.mark.parametrize("upload_id", [*NO_IDS, new_id()])
+    async def test_nothing_is_read_of_what_is_not_there(
+        self, store: BlobStore, upload_id: str
+    ) -> None:
+        """An unknown upload is not mistaken for an empty one."""
+        with pytest.raises(UploadNotFound):
+            await content(store, upload_id)
+
+    async def test_an_unfinished_upload_has_no_descriptor(self, store: BlobStore) -> None:
+        """Nobody is served a file that still grows."""
+        sidecar = new_sidecar()
+        await store.create(sidecar)
+        with pytest.raises(UploadNotFound):
+            await store.open_blob(sidecar.upload_id)
+
+    async def test_the_record_alone_is_loaded(self, store: BlobStore, other: BlobStore) -> None:
+        """A tombstone is found too, and what is not there is not."""
+        sidecar = new_sidecar()
+        await store.create(sidecar)
+        assert await other.load(sidecar.upload_id) == sidecar
+        async with writing(store, sidecar.upload_id) as writer:
+            tombstone = ended(sidecar)
+            await writer.bury(tombstone)
+        assert await other.load(sidecar.upload_id) == tombstone
+        with pytest.raises(UploadNotFound):
+            await other.load(new_id())
+
+    # Chunks.
+
+    async def test_a_chunk_is_there_once_it_is_committed(
+        self, store: BlobStore, other: BlobStore
+    ) -> None:
+        """Out of order, of any size, and seen by everybody; what is discarded is nothing."""
+        sidecar = new_sidecar()
+        await store.create(sidecar)
+        bodies = {7: pattern(9000), 0: b"", 3: pattern(10, 1)}
+        for index, body in bodies.items():
+            done = await committed(store, sidecar.upload_id, index, body)
+            assert (done.index, done.size) == (index, len(body))
+            assert done.digest == hashlib.sha256(body).hexdigest()
+        for size in (10, 9000):
+            staged = await store.stage(sidecar.upload_id)
+            await staged.write([pattern(size)])
+            assert len(await other.chunks(sidecar.upload_id)) == 3
+            await staged.discard()
+            await staged.discard()  # does nothing
+        found = await other.chunks(sidecar.upload_id)
+        assert [(one.index, one.size) for one in found] == [(0, 0), (3, 10), (7, 9000)]
+        assert await other.chunks(new_id()) == []
+        assert (await other.read(sidecar.upload_id)).offset == 0
+
+    async def test_the_first_chunk_for_a_place_stays(
+        self, store: BlobStore, other: BlobStore
+    ) -> None:
+        """A repeated chunk changes nothing; another one is told who has the place."""
+        sidecar = new_sidecar()
+        await store.create(sidecar)
+        first = await committed(store, sidecar.upload_id, 1, b"first")
+        for body in (b"first", b"second", pattern(9000)):
+            assert await committed(other, sidecar.upload_id, 1, body) == first
+        assert await store.chunks(sidecar.upload_id) == [first]
+
+    async def test_equal_chunks_that_come_together_are_one(
+        self, store: BlobStore, other: BlobStore
+    ) -> None:
+        """Repeats in parallel leave one chunk a place, and all are told the same."""
+        sidecar = new_sidecar()
+        await store.create(sidecar)
+        done = await asyncio.gather(
+            *(
+                committed(view, sidecar.upload_id, index, pattern(300, index))
+                for view in [store, other] * 2
+                for index in range(3)
+            )
+        )
+        found = await store.chunks(sidecar.upload_id)
+        assert [one.index for one in found] == [0, 1, 2]
+        assert {(one.index, one.digest) for one in done} == {
+            (one.index, one.digest) for one in found
+        }
+
+    @pytest.mark.parametrize("size", [0, 100, 9000])
+    async def test_an_uncommitted_chunk_is_taken(self, store: BlobStore, size: int) -> None:
+        """Its bytes follow those that are there, and nothing of it stays."""
+        sidecar = new_sidecar()
+        await store.create(sidecar)
+        staged = await store.stage(sidecar.upload_id)
+        await staged.write([pattern(size)])
+        async with writing(store, sidecar.upload_id) as writer:
+            await writer.write([b"before"])
+            await writer.take(staged)
+            assert writer.offset == size + 6
+            await writer.write([b"after"])
+            await writer.finish(finished(sidecar))
+        assert await content(store, sidecar.upload_id) == b"before" + pattern(size) + b"after"
+        assert await store.chunks(sidecar.upload_id) == []
+
+    async def test_chunks_are_joined(self, store: BlobStore, other: BlobStore) -> None:
+        """In the order given, instead of what was there, and again after a crash."""
+        sidecar = new_sidecar()
+        await store.create(sidecar)
+        sizes = [1000, 1, 9000, 0, 5000, 3, 3, 3, 800]
+        for index in reversed(range(len(sizes))):
+            await committed(store, sidecar.upload_id, index, pattern(sizes[index], index))
+        whole = b"".join(pattern(size, index) for index, size in enumerate(sizes))
+        for view in (store, other):
+            async with writing(view, sidecar.upload_id) as writer:
+                await writer.join_chunks(await view.chunks(sidecar.upload_id))
+                assert (writer.offset, writer.visible) == (len(whole), False)
+        assert (await store.read(sidecar.upload_id)).offset == len(whole)
+        assert await content(store, sidecar.upload_id) == whole
+        async with writing(store, sidecar.upload_id) as writer:
+            await writer.finish(finished(sidecar))
+        assert await content(other, sidecar.upload_id) == whole
+        assert await other.chunks(sidecar.upload_id) == []
+
+    # Joining uploads.
+
+    async def test_uploads_are_joined(self, store: BlobStore) -> None:
+        """One may be named twice; they stay as they are."""
+        bodies = [pattern(size, size) for size in (9000, 10, 0, 5000)]
+        ids = [(await stored_file(store, body)).upload_id for body in bodies]
+        final = new_sidecar()
+        await store.create(final)
+        async with writing(store, final.upload_id) as writer:
+            for _ in range(2):
+                await writer.join_uploads([*ids, ids[0], ids[1]])
+            await writer.finish(finished(final))
+        assert await content(store, final.upload_id) == b"".join(
+            [*bodies, bodies[0], bodies[1]]
+        )
+        for upload_id, body in zip(ids, bodies, strict=True):
+            assert await content(store, upload_id) == body
+
+    async def test_only_finished_uploads_are_joined(self, store: BlobStore) -> None:
+        """What is missing or still grows is no part of a file."""
+        live, final = new_sidecar(), new_sidecar()
+        await store.create(live)
+        await store.create(final)
+        done = await stored_file(store, b"done")
+        async with writing(store, final.upload_id) as writer:
+            for missing in (live.upload_id, new_id()):
+                with pytest.raises(UploadNotFound):
+                    await writer.join_uploads([done.upload_id, missing])
+                with pytest.raises(UploadNotFound):
+                    await writer.share(missing)
+        assert not (await store.read(final.upload_id)).visible
+
+    @pytest.mark.parametrize("size", [0, 10, 9000])
+    async def test_shared_bytes_outlive_the_original(
+        self, store: BlobStore, other: BlobStore, size: int
+    ) -> None:
+        """Whichever of the two is deleted, the other one keeps its bytes."""
+        body = pattern(size)
+        for first_goes in (True, False):
+            original, copy = await stored_file(store, body), new_sidecar()
+            await store.create(copy)
+            async with writing(store, copy.upload_id) as writer:
+                await writer.share(original.upload_id)
+                assert writer.offset == size
+                await writer.finish(finished(copy))
+            gone, kept = (original, copy) if first_goes else (copy, original)
+            async with writing(other, gone.upload_id) as writer:
+                await writer.bury(ended(writer.sidecar))
+            with pytest.raises(UploadNotFound):
+                await store.read(gone.upload_id)
+            assert (await store.read(kept.upload_id)).offset == size
+            assert await content(store, kept.upload_id) == body
+
+    # All of them.
+
+    async def test_a_walk_finds_each_upload(self, store: BlobStore) -> None:
+        """Once each, without tombstones; those that are not visible on their own, too."""
+        live = new_sidecar()
+        await store.create(live)
+        async with writing(store, live.upload_id) as writer:
+            await writer.write([b"12345"])
+            await writer.sync()
+        done = await stored_file(store, b"done")
+        buried = new_sidecar()
+        await store.create(buried)
+        async with writing(store, buried.upload_id) as writer:
+            await writer.bury(ended(buried))
+        found = {one.sidecar.upload_id: one async for one in store.walk()}
+        assert found.keys() == {live.upload_id, done.upload_id}
+        assert (found[live.upload_id].offset, found[live.upload_id].visible) == (5, False)
+        assert (found[done.upload_id].offset, found[done.upload_id].visible) == (4, True)
+        unfinished = [one.sidecar.upload_id async for one in store.walk(unfinished=True)]
+        assert unfinished == [live.upload_id]
+
+    async def test_leftovers_are_swept(self, store: BlobStore, other: BlobStore) -> None:
+        """Only what is old goes, only when it is meant, and nothing that anybody owns."""
+        live = new_sidecar()
+        await store.create(live)
+        kept = await committed(store, live.upload_id, 0, pattern(9000))
+        async with writing(store, live.upload_id) as writer:
+            await writer.write([pattern(9000)])
+            await writer.sync()
+        done = await stored_file(store, pattern(9000))
+        for upload_id in (live.upload_id, new_id()):
+            staged = await store.stage(upload_id)
+            await staged.write([pattern(9000)])  # and then its process is killed
+            await staged.write([pattern(9000)])
+
+        assert await other.sweep_leftovers(older_than_s=60, dry_run=False) == []
+        told = await other.sweep_leftovers(older_than_s=0, dry_run=True)
+        assert len(told) == 2
+        assert await other.sweep_leftovers(older_than_s=0, dry_run=False) == told
+        assert await other.sweep_leftovers(older_than_s=0, dry_run=True) == []
+        assert await store.chunks(live.upload_id) == [kept]
+        assert (await store.read(live.upload_id)).offset == 9000
+        assert await content(store, done.upload_id) == pattern(9000)
+
+    async def test_a_note_is_replaced(self, store: BlobStore, other: BlobStore) -> None:
+        """Everybody reads the last text; before there is one it is empty."""
+        assert await store.note("epoch") == ""
+        for text in ("one", "two: \u00fc", ""):
+            await store.write_note("epoch", text)
+            assert await other.note("epoch") == text
+
+    async def test_a_failed_upload_keeps_its_record(
+        self, store: BlobStore, other: BlobStore
+    ) -> None:
+        """Its bytes are gone, and why it failed can still be read."""
+        sidecar = new_sidecar()
+        await store.create(sidecar)
+        event = UploadFailed(
+            upload_id=sidecar.upload_id,
+            seq=2,
+            at=now_ms(),
+            upload=FACTS,
+            offset=5,
+            error_code="HASH_MISMATCH",
+            error_message="The bytes are not those that were announced.",
+        )
+        async with writing(store, sidecar.upload_id) as writer:
+            await writer.write([pattern(9000)])
+            await writer.sync()
+            failed = sidecar.after("failed", event)
+            await writer.bury(failed)
+        stored = await other.read(sidecar.upload_id)
+        assert (stored.sidecar, stored.offset, stored.visible) == (failed, 0, False)
+        with pytest.raises(UploadNotFound):
+            await content(other, sidecar.upload_id, 0, 1)
+
+    async def test_writes_and_syncs_of_any_size_add_up(self, store: BlobStore) -> None:
+        """However they are mixed within and across turns, no byte is lost or doubled."""
+        order = random.Random(3)
+        body = pattern(40_000)
+        sidecar = new_sidecar()
+        await store.create(sidecar)
+        at = 0
+        while at < len(body):
+            async with writing(store, sidecar.upload_id) as writer:
+                assert writer.offset == at
+                for _ in range(order.randrange(1, 5)):
+                    for _ in range(order.randrange(1, 4)):
+                        size = order.choice((1, 300, 3000, 9000))
+                        await writer.write([body[at : at + size]])
+                        at = min(at + size, len(body))
+                    await writer.sync()
+                    assert writer.offset == at
+        async with writing(store, sidecar.upload_id) as writer:
+            await writer.finish(finished(sidecar))
+        assert await content(store, sidecar.upload_id) == body

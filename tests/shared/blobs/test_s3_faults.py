@@ -1,0 +1,414 @@
+"""What goes wrong between the store and S3: nothing acknowledged is lost, nothing is mixed up.
+
+Item 173 names the faults of other servers' S3 stores; each of them is a test here.
+"""
+
+from __future__ import annotations
+
+import random
+import tracemalloc
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Final
+
+import pytest
+from msgspec.structs import replace
+
+from shared.blobs.s3 import S3Store
+from shared.blobs.s3_calls import Outdated, S3Failed
+from shared.blobs.store import BlobWriter
+from shared.sidecar import Sidecar, new_id
+from tests.s3_proxy import Call, Fate, S3Proxy
+from tests.s3_servers import MotoServer, S3Server, options_of
+from tests.shared.blobs.conformance import (
+    content,
+    ended,
+    finished,
+    opened,
+    pattern,
+    stored_file,
+    writing,
+)
+from tests.shared.blobs.memory_leases import MemoryLeases, Registry
+from tests.shared.samples import FACTS, new_sidecar
+
+PART: Final = 1024
+
+
+class Bench:
+    """A server behind a proxy, and stores that reach it through the proxy or past it."""
+
+    def __init__(self, server: S3Server, proxy: S3Proxy) -> None:
+        self.proxy: Final = proxy
+        self.registry: Final = Registry()
+        self.prefix: Final = f"faults/{new_id()}/"
+        self._server: Final = server
+
+    def store(self, *, direct: bool = False, patience_s: float = 0.0, **more: Any) -> S3Store:
+        """Return one more store on the same objects, not opened yet."""
+        options = options_of(self._server if direct else self.proxy, patience_s=patience_s)
+        return S3Store(
+            options,
+            prefix=self.prefix,
+            leases=MemoryLeases(self.registry),
+            **{"part_size": PART, **more},
+        )
+
+
+@pytest.fixture
+async def bench(s3_server: S3Server) -> AsyncIterator[Bench]:
+    """A place of the test's own on each server."""
+    async with S3Proxy(
+        s3_server.url,
+        access_key_id=s3_server.access_key_id,
+        secret_access_key=s3_server.secret_access_key,
+    ) as proxy:
+        yield Bench(s3_server, proxy)
+
+
+@pytest.fixture
+async def moto_bench(moto_server: MotoServer) -> AsyncIterator[Bench]:
+    """A place of the test's own on the faster server."""
+    async with S3Proxy(
+        moto_server.url,
+        access_key_id=moto_server.access_key_id,
+        secret_access_key=moto_server.secret_access_key,
+    ) as proxy:
+        yield Bench(moto_server, proxy)
+
+
+def sized(body: bytes) -> Sidecar:
+    """Return the record of a new upload of this length."""
+    sidecar = new_sidecar()
+    return replace(sidecar, facts=replace(FACTS, size=len(body)))
+
+
+async def append(writer: BlobWriter, body: bytes, upto: int) -> int:
+    """Write up to an offset in uneven pieces and sync; return what is acknowledged."""
+    at = writer.offset
+    while at < upto:
+        size = min(700, upto - at)
+        await writer.write([body[at : at + size]])
+        at += size
+    await writer.sync()
+    return writer.offset
+
+
+class Life:
+    """An upload that a client makes, in three requests; it may break anywhere."""
+
+    def __init__(self, body: bytes) -> None:
+        self.body: Final = body
+        self.sidecar: Final = sized(body)
+        self.acknowledged: int | None = None
+        """``None`` until the creation was answered."""
+
+    async def run(self, store: S3Store) -> None:
+        """Live; raises what the store raises."""
+        await store.create(self.sidecar)
+        self.acknowledged = 0
+        size = len(self.body)
+        for upto in (300, size // 2, size):
+            async with writing(store, self.sidecar.upload_id) as writer:
+                assert writer.offset == self.acknowledged
+                self.acknowledged = await append(writer, self.body, upto)
+                if upto == size:
+                    await writer.finish(finished(writer.sidecar))
+
+    async def recover(self, store: S3Store) -> None:
+        """Go on where it broke, as the client would, to the end."""
+        upload_id = self.sidecar.upload_id
+        async with writing(store, upload_id) as writer:
+            assert writer.offset >= (self.acknowledged or 0)
+            await append(writer, self.body, len(self.body))
+            if writer.sidecar.status == "created":
+                await writer.finish(finished(writer.sidecar))
+        stored = await store.read(upload_id)
+        assert (stored.offset, stored.visible) == (len(self.body), True)
+        assert await content(store, upload_id) == self.body
+
+
+async def keys(store: S3Store) -> set[str]:
+    """Return what is left below the store's prefix, but for the marks of events."""
+    listed = await store.client.list_all(store.keys.prefix)
+    names = {one.key.removeprefix(store.keys.prefix) for one in listed}
+    return {one for one in names if not one.startswith("due/")}
+
+
+async def crash_at(bench: Bench, number: int, fate: Fate, body: bytes) -> bool:
+    """Let a life end at a call, check what is left, and go on; return whether it came there."""
+    life = Life(body)
+    store = bench.store()
+    await store.open()
+    first = len(bench.proxy.calls) + number
+
+    def decide(call: Call) -> Fate:
+        if call.number < first:
+            return "pass"
+        return fate if call.number == first else "drop"
+
+    bench.proxy.decide = decide
+    try:
+        await life.run(store)
+    except OSError as exc:
+        assert not isinstance(exc, ConnectionError | TimeoutError)  # noqa: PT017
+    ended_early = len(bench.proxy.calls) >= first
+    bench.proxy.decide = lambda _: "pass"
+    await store.close()
+    bench.registry.holders.clear()  # the leases of the dead run out
+    async with opened(bench.store(direct=True, patience_s=5)) as heir:
+        if life.acknowledged is not None:
+            await life.recover(heir)
+            upload_id = life.sidecar.upload_id
+            await heir.sweep_leftovers(older_than_s=0, dry_run=False)
+            left = {one for one in await keys(heir) if upload_id in one}
+            assert left == {upload_id, f"{upload_id}.info"}
+            assert await heir.client.uploads(heir.keys.blob(upload_id)) == []
+    return ended_early
+
+
+async def crash_everywhere(bench: Bench, fate: Fate, body: bytes) -> int:
+    """Let lives end at each of their calls; return how many there are."""
+    number = 1
+    while await crash_at(bench, number, fate, body):
+        number += 1
+    return number - 1
+
+
+async def test_a_crash_after_any_call(moto_bench: Bench) -> None:
+    """Item 173: wherever a process dies, what it acknowledged is there and the rest follows."""
+    assert await crash_everywhere(moto_bench, "lose", pattern(3 * PART + 77)) > 30
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("fate", ["drop", "lose"])
+async def test_a_crash_around_any_call(bench: Bench, fate: Fate) -> None:
+    """The same on each server, with more parts, and for calls that never arrive."""
+    assert await crash_everywhere(bench, fate, pattern(9 * PART + 77)) > 40
+
+
+async def test_each_kind_of_call_may_be_told_to_slow_down(bench: Bench) -> None:
+    """Fault 14: a 503, a cut and a lost answer to the first of each kind change nothing."""
+    fates: list[Fate] = ["slow-down", "drop", "lose"]
+    for fate in fates:
+        seen: set[str] = set()
+        bad: Fate = fate
+
+        def decide(call: Call, seen: set[str] = seen, bad: Fate = bad) -> Fate:
+            if call.kind in seen:
+                return "pass"
+            seen.add(call.kind)
+            return bad
+
+        life = Life(pattern(5 * PART + 77))
+        async with opened(bench.store(patience_s=10)) as store:
+            bench.proxy.decide = decide
+            await life.run(store)
+            await life.recover(store)
+            async with writing(store, life.sidecar.upload_id) as writer:
+                await writer.bury(ended(writer.sidecar))
+            bench.proxy.decide = lambda _: "pass"
+            assert await keys(store) == {f"{life.sidecar.upload_id}.info"}
+            await store.client.remove([store.keys.info(life.sidecar.upload_id)])
+        assert len(seen) >= 9
+
+
+@pytest.mark.parametrize("fate", ["error-in-200", "lose", "slow-down"])
+async def test_a_completion_that_failed_is_repeated(bench: Bench, fate: Fate) -> None:
+    """Whether the server had done it or not, and whether within one call or by the next."""
+    body = pattern(5 * PART + 77)
+    for patience_s in (10.0, 0.0):
+        failed = 0
+
+        def decide(call: Call) -> Fate:
+            nonlocal failed
+            if call.kind == "POST uploadId" and failed < 2:
+                failed += 1
+                return fate
+            return "pass"
+
+        life = Life(body)
+        async with opened(bench.store(patience_s=patience_s)) as store:
+            bench.proxy.decide = decide
+            try:
+                await life.run(store)
+            except OSError:
+                assert patience_s == 0
+            else:
+                assert patience_s > 0
+            assert failed
+            bench.proxy.decide = lambda _: "pass"
+            await life.recover(store)
+
+
+async def test_a_missing_middle_part_moves_nothing(bench: Bench) -> None:
+    """Item 173: what came behind a part that failed does not count, and never will."""
+    body = pattern(8 * PART + 77)
+    sidecar = sized(body)
+
+    def decide(call: Call) -> Fate:
+        return "refuse" if call.query.get("partNumber") == "2" else "pass"
+
+    async with opened(bench.store()) as store, opened(bench.store(direct=True)) as other:
+        await store.create(sidecar)
+        bench.proxy.decide = decide
+        async with writing(store, sidecar.upload_id) as writer:
+            with pytest.raises(OSError, match="AccessDenied"):
+                await append(writer, body, 5 * PART + 5)
+            assert writer.offset == PART
+            assert (await other.read(sidecar.upload_id)).offset == PART
+            # The same request may go on: with other part numbers.
+            assert await append(writer, body, 3 * PART + 9) == 3 * PART + 9
+        assert (await other.read(sidecar.upload_id)).offset == 3 * PART + 9
+        async with writing(store, sidecar.upload_id) as writer:
+            assert await append(writer, body, len(body)) == len(body)
+            await writer.finish(finished(writer.sidecar))
+        assert await content(other, sidecar.upload_id) == body
+
+
+async def test_a_server_that_is_away_costs_nothing(bench: Bench) -> None:
+    """Fault 15: calls fail as ``OSError``, and it all goes on when the server is back."""
+    body = pattern(5 * PART)
+    sidecar = sized(body)
+    async with opened(bench.store(patience_s=0.3)) as store:
+        await store.create(sidecar)
+        async with writing(store, sidecar.upload_id) as writer:
+            acknowledged = await append(writer, body, 2 * PART + 100)
+            bench.proxy.decide = lambda _: "drop"
+            calls: list[Callable[[], Any]] = [
+                lambda: append(writer, body, 4 * PART),
+                lambda: store.read(sidecar.upload_id),
+                lambda: store.load(sidecar.upload_id),
+                lambda: store.due(older_than_s=0),
+                lambda: store.note("epoch"),
+                lambda: store.create(new_sidecar()),
+                lambda: content(store, sidecar.upload_id),
+                lambda: writer.finish(finished(sidecar)),
+            ]
+            for one in calls:
+                with pytest.raises(S3Failed) as caught:
+                    await one()
+                assert not isinstance(caught.value, ConnectionError | TimeoutError)
+                assert writer.offset == acknowledged
+            assert not store.is_writable()
+            bench.proxy.decide = lambda _: "pass"
+            assert (await store.read(sidecar.upload_id)).offset == acknowledged
+            assert store.is_writable()
+            assert await append(writer, body, len(body)) == len(body)
+            await writer.finish(finished(sidecar))
+        assert await content(store, sidecar.upload_id) == body
+
+
+async def test_a_download_goes_on_where_its_connection_broke(moto_bench: Bench) -> None:
+    """A reader gets every byte once, whatever happens to the connections below."""
+    body = pattern(3 * 1024 * 1024)
+    async with opened(moto_bench.store(part_size=1024 * 1024, patience_s=10)) as store:
+        sidecar = await stored_file(store, body)
+        moto_bench.proxy.decide = lambda call: "lose" if call.number % 3 else "pass"
+        assert await content(store, sidecar.upload_id) == body
+        moto_bench.proxy.decide = lambda _: "pass"
+
+
+async def test_a_tail_is_deleted_after_its_bytes_are_in_a_part(moto_bench: Bench) -> None:
+    """Item 173: the server never hears of the deletion before it has the part."""
+    body = pattern(2 * PART)
+    sidecar = new_sidecar()
+    async with opened(moto_bench.store()) as store:
+        await store.create(sidecar)
+        async with writing(store, sidecar.upload_id) as writer:
+            await append(writer, body, PART - 1)
+        async with writing(store, sidecar.upload_id) as writer:
+            before = len(moto_bench.proxy.calls)
+            moto_bench.proxy.decide = lambda call: (
+                "refuse" if call.query.get("partNumber") else "pass"
+            )
+            with pytest.raises(S3Failed):
+                await append(writer, body, PART + 10)
+            made = [one.method for one in moto_bench.proxy.calls[before:]]
+            assert "DELETE" not in made
+            assert writer.offset == PART - 1
+            moto_bench.proxy.decide = lambda _: "pass"
+            await append(writer, body, PART + 10)
+        assert (await store.read(sidecar.upload_id)).offset == PART + 10
+
+
+async def test_small_requests_add_up(moto_bench: Bench) -> None:
+    """Item 28: many requests of a few bytes, each with a turn of its own."""
+    body = pattern(3000)
+    sidecar = sized(body)
+    order = random.Random(1)
+    async with opened(moto_bench.store(direct=True, part_size=1024)) as store:
+        await store.create(sidecar)
+        at, count = 0, 0
+        while at < len(body):
+            size = order.randrange(1, 40)
+            async with writing(store, sidecar.upload_id) as writer:
+                assert writer.offset == at
+                at = await append(writer, body, min(at + size, len(body)))
+            count += 1
+            pieces = [one for one in await keys(store) if ".tail." in one]
+            assert len(pieces) <= 33
+        async with writing(store, sidecar.upload_id) as writer:
+            await writer.finish(finished(sidecar))
+        assert count > 120
+        assert await content(store, sidecar.upload_id) == body
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+async def test_twelve_thousand_small_requests(moto_bench: Bench) -> None:
+    """Item 28: more requests than there are part numbers, with parts of the real size."""
+    body = pattern(12_000 * 1024)
+    sidecar = sized(body)
+    async with opened(moto_bench.store(direct=True, part_size=5 * 1024 * 1024)) as store:
+        await store.create(sidecar)
+        for at in range(0, len(body), 1024):
+            async with writing(store, sidecar.upload_id) as writer:
+                assert writer.offset == at
+                await writer.write([body[at : at + 1024]])
+                await writer.sync()
+        async with writing(store, sidecar.upload_id) as writer:
+            await writer.finish(finished(sidecar))
+        assert await content(store, sidecar.upload_id) == body
+
+
+async def test_memory_is_bounded_while_the_server_is_slow(moto_bench: Bench) -> None:
+    """A client that is faster than S3 is held back: only the parts in flight pile up."""
+    part, parallel = 256 * 1024, 4
+    piece = pattern(64 * 1024)
+    sidecar = replace(new_sidecar(), facts=replace(FACTS, size=None))
+    async with opened(moto_bench.store(part_size=part, parallel_parts=parallel)) as store:
+        await store.create(sidecar)
+        moto_bench.proxy.delay_s = 0.05
+        async with writing(store, sidecar.upload_id) as writer:
+            await writer.write([piece])
+            tracemalloc.start()
+            try:
+                for _ in range(100):
+                    await writer.write([bytes(piece)] * 4)
+                peak = tracemalloc.get_traced_memory()[1]
+            finally:
+                tracemalloc.stop()
+            await writer.sync()
+        # The proxy is in this process: it holds each part in flight too, in two copies.
+        assert peak < (parallel * 4 + 2) * part + 2 * 1024 * 1024
+        assert (await store.read(sidecar.upload_id)).offset == 401 * len(piece)
+
+
+async def test_a_record_is_not_overwritten_by_who_does_not_know_it(
+    moto_bench: Bench,
+) -> None:
+    """A holder whose lease went to another one without its notice cannot undo what that did."""
+    sidecar = new_sidecar()
+    async with opened(moto_bench.store(direct=True)) as store:
+        await store.create(sidecar)
+        late = await store.acquire(sidecar.upload_id)
+        moto_bench.registry.expire(sidecar.upload_id, noticed=False)
+        async with writing(store, sidecar.upload_id) as writer:
+            await writer.write([b"bytes"])
+            done = finished(sidecar)
+            await writer.finish(done)
+        with pytest.raises(Outdated):
+            await late.record(replace(sidecar, username="mallory"))
+        await late.close()
+        assert (await store.read(sidecar.upload_id)).sidecar == done
