@@ -27,6 +27,7 @@ from shared.blobs.s3_bytes import read_pieces
 from shared.blobs.s3_calls import NoSuchObject, Outdated, S3Failed, S3Options
 from shared.blobs.s3_chunks import S3Chunk, list_chunks
 from shared.blobs.s3_client import S3Client
+from shared.blobs.s3_join import Source, join
 from shared.blobs.s3_keys import Keys
 from shared.blobs.s3_sweep import sweep_leftovers
 from shared.blobs.s3_view import load, look
@@ -185,6 +186,25 @@ class S3Store:
             due, _ = await self.save(sidecar, "", mark=True, check=lambda: None)
         except Outdated:
             raise FileExistsError(errno.EEXIST, "there is such an upload") from None
+        return due
+
+    async def create_shared(self, sidecar: Sidecar, original_id: str) -> list[Due]:
+        """Open a complete upload; see ``BlobStore``. Its bytes are copied by the server.
+
+        They come first: an object without a record is swept, a record needs its bytes.
+        """
+        own, original = self.keys.blob(sidecar.upload_id), self.keys.blob(original_id)
+        size = await self.client.size_of(original)
+        if size is None or size != sidecar.size:
+            raise UploadNotFound(original_id)
+        source = Source(original, size)
+        try:
+            await join(self.client, lambda: None, own, [source], least=self.part_size)
+        except NoSuchObject:
+            raise UploadNotFound(original_id) from None
+        for event in sidecar.outbox:
+            await self.client.put(self.keys.due(sidecar.upload_id, event.seq), b"")
+        due, _ = await self.save(sidecar, "", mark=False, check=lambda: None)
         return due
 
     async def save(

@@ -13,6 +13,7 @@ from tests.s3_servers import S3Server, options_of
 from tests.shared.blobs.chunk_conformance import ChunkConformance
 from tests.shared.blobs.conformance import BlobStoreConformance, OpenStore
 from tests.shared.blobs.memory_leases import MemoryLeases, Registry
+from tests.shared.blobs.sharing_conformance import SharingConformance
 
 PART: Final = 4096
 
@@ -40,3 +41,7 @@ class TestS3Store(BlobStoreConformance):
 
 class TestS3Chunks(ChunkConformance):
     """The promises about chunks."""
+
+
+class TestS3Sharing(SharingConformance):
+    """The promises about bytes that several uploads have; here each has a copy."""
