@@ -20,9 +20,10 @@ import os
 import re
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final
+from functools import partial
+from typing import Final, TypeVar
 
 import structlog
 
@@ -32,6 +33,8 @@ from shared.lifecycle import TaskSet
 from shared.sidecar import Sidecar
 
 __all__ = ["SMALL", "Hashing", "check_declared"]
+
+T = TypeVar("T")
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -53,7 +56,22 @@ _FED: Final = 32 * 1024 * 1024
 _TRACKS: Final = 10_000
 """Uploads whose state is remembered, at about 1 KB each; who is dropped is hashed again."""
 
+_READ: Final = 1024 * 1024
+"""Bytes that are read and hashed at once: fewer, and the thread asks for the interpreter more
+often, which a thread that hardly runs may then hold for long."""
+
 _HEX: Final = re.compile(r"[0-9a-f]*")
+
+
+_local: Final = threading.local()
+
+
+def _buffer() -> bytearray:
+    """Return the calling thread's buffer: fresh memory for each read costs more than a read."""
+    if not hasattr(_local, "buffer"):
+        _local.buffer = bytearray(_READ)
+    buffer: bytearray = _local.buffer
+    return buffer
 
 
 def check_declared(expected: Mapping[str, str]) -> None:
@@ -95,7 +113,7 @@ class _Track:
         """Bytes that the state stands for, or soon will."""
         return max(self.hashed + self.fed_size, self.target)
 
-    def update(self, piece: bytes) -> None:
+    def update(self, piece: bytes | memoryview) -> None:
         """Hash on. Blocks, without holding the interpreter."""
         for one in self._hashes.values():
             one.update(piece)
@@ -262,11 +280,35 @@ class Hashing:
                 await self._hash_fed(track)
                 return
             length = min(track.target - track.hashed, _BATCH)
+            if self._store.rereads_cheaply:
+                job = partial(self._hash_file, track, length)
+                track.hashed += await self._in_thread(track, job)
+                return
             async for piece in self._store.read_range(track.upload_id, track.hashed, length):
                 await self._update(track, piece)
                 track.hashed += len(piece)
                 if self._closing:
                     return
+
+    def _hash_file(self, track: _Track, length: int) -> int:
+        """Read and hash in one thread, into one buffer: return how many bytes it were.
+
+        A thread of normal priority that read for the spare one would take as much from the
+        receiving stream as the hash itself.
+        """
+        fd, done = self._store.open_now(track.upload_id), 0
+        try:
+            buffer = memoryview(_buffer())
+            while done < length and not self._closing:
+                wanted = buffer[: length - done]
+                count = os.preadv(fd, [wanted], track.hashed + done)
+                if not count:
+                    break
+                track.update(wanted[:count])
+                done += count
+        finally:
+            os.close(fd)
+        return done
 
     async def _hash_fed(self, track: _Track) -> None:
         end = track.hashed + _BATCH
@@ -288,8 +330,11 @@ class Hashing:
         if len(piece) <= _INLINE:
             track.update(piece)
             return
+        await self._in_thread(track, partial(track.update, piece))
+
+    async def _in_thread(self, track: _Track, job: Callable[[], T]) -> T:
         pool = self._urgent if track.awaited else self._spare
-        await asyncio.get_running_loop().run_in_executor(pool, track.update, piece)
+        return await asyncio.get_running_loop().run_in_executor(pool, job)
 
     async def close(self) -> None:
         """Stop; what is not hashed yet is hashed after the next start."""

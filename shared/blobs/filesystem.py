@@ -180,7 +180,7 @@ class FilesystemStore:
     async def read_range(self, upload_id: str, start: int, length: int) -> AsyncIterator[bytes]:
         if not sidecars.is_upload_id(upload_id):
             raise UploadNotFound(upload_id)
-        fd = await self.run(self._open_any, upload_id, undo=os.close)
+        fd = await self.run(self.open_now, upload_id, undo=os.close)
         try:
             while length > 0:
                 piece = await self.run(os.pread, fd, min(length, _PIECE), start)
@@ -191,7 +191,7 @@ class FilesystemStore:
         finally:
             os.close(fd)
 
-    def _open_any(self, upload_id: str) -> int:
+    def open_now(self, upload_id: str) -> int:
         for suffix in (".part", "", ".part"):
             with contextlib.suppress(FileNotFoundError):
                 return os.open(self.path(upload_id, suffix), _READ)

@@ -106,6 +106,9 @@ class S3Store:
     async def load(self, upload_id: str) -> Sidecar:
         return (await load(self.client, self.keys, upload_id))[0]
 
+    def open_now(self, upload_id: str) -> int:
+        raise S3Failed(errno.ENOTSUP, "objects have no descriptors")
+
     async def open_blob(self, upload_id: str) -> None:
         if await self.client.size_of(self.keys.blob(upload_id)) is None:
             raise UploadNotFound(upload_id)

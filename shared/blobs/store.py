@@ -274,6 +274,16 @@ class BlobStore(Protocol):
 
         """
 
+    def open_now(self, upload_id: str) -> int:
+        """Return a descriptor for an upload's bytes, visible or not; the caller closes it.
+
+        Blocking, and only where ``rereads_cheaply``.
+
+        Raises:
+            UploadNotFound: There is no such upload.
+
+        """
+
     async def open_blob(self, upload_id: str) -> int | None:
         """Return a descriptor for the bytes of a complete upload; the caller closes it.
 
