@@ -34,14 +34,14 @@ DEFAULTS: Final = {
 _BANNER: Final = """\
 Uploads are served on {url} (Ctrl-C stops). Try, in another terminal:
 
-  # upload a file with any tus 1.0.0 client, or with curl:
-  curl -i -X POST {url}/api/v1/uploads -H 'Tus-Resumable: 1.0.0' \\
-       -H 'Content-Type: application/offset+octet-stream' \\
-       -H "Upload-Length: $(wc -c < README.md | tr -d ' ')" --data-binary @README.md
+  # upload a file with any tus 1.0.0 client at {url}/api/v1/uploads, or with curl:
+  curl --data-binary @README.md {url}/api/v1/uploads
+  curl -F file=@README.md {url}/v1/upload/file
 
-  # then, with the id at the end of its Location:
+  # then, with the upload_id of the answer:
   curl {url}/v1/dashboard/upload/progress/ID   # progress; live: {ws}/api/v1/ws/ID
   curl -O -J {url}/api/v1/storage/ID           # download
+  # everything else: {url}/docs
 """
 
 

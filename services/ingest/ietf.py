@@ -57,6 +57,8 @@ VERSIONS: Final = (3, 5, 6, NEWEST)
 """Interop versions of draft -01, -03, -04/-05, and -09 to the editor's copy."""
 
 _MAX_INTEGER: Final = 10**15 - 1  # RFC 9651 section 3.3.1
+_NO_TYPES: Final = {PARTIAL_TYPE, "application/x-www-form-urlencoded"}
+"""What says nothing of a file: the second is what curl sends for ``--data-binary``."""
 _MEDIA_TYPE: Final = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,127}/[A-Za-z0-9!#$&^_.+-]{1,127}")
 
 _TUS_ONLY: Final = (
@@ -192,7 +194,7 @@ def creation_of(headers: MultiMapping[str], size: int | None) -> Creation:
     raw = headers.get("Upload-Metadata", "")
     with contextlib.suppress(InvalidRequest):  # tus-js-client sends it in IETF modes too
         said = tus.parse_metadata(raw)
-    if declared == PARTIAL_TYPE or not _MEDIA_TYPE.fullmatch(declared):
+    if declared in _NO_TYPES or not _MEDIA_TYPE.fullmatch(declared):
         declared = said.get("filetype", "")
     name = offered_name(headers.get("Content-Disposition", ""))
     return Creation(

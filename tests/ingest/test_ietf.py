@@ -377,3 +377,10 @@ def test_any_headers(lines: list[tuple[str, str]], creates: bool) -> None:
             check()
         except (InvalidRequest, UnsupportedMediaType):
             continue
+
+
+@pytest.mark.parametrize("said", ["application/x-www-form-urlencoded", ietf.PARTIAL_TYPE, "x"])
+def test_types_that_say_nothing_of_a_file(said: str) -> None:
+    """A file would be offered for download as what curl or a draft calls any body."""
+    headers = CIMultiDict({"Content-Type": said, "Upload-Complete": "?1"})
+    assert ietf.creation_of(headers, None).content_type == ""
