@@ -13,7 +13,7 @@ run: .venv/run.stamp
 setup: .venv/dev.stamp tests/clients/node_modules/.stamp
 
 test: setup
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -n 4 --dist loadfile -m "not slow"
 
 test-slow: setup
 	$(BIN)/pytest -m slow

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager, nullcontext, suppress
 from typing import Final
 
 from services.ingest.arrivals import Arrivals
@@ -133,8 +134,8 @@ class Assembly:
         """Publish what happens in the context, and what is left of it at its end.
 
         Args:
-            drain_s: Longest wait at the end, in seconds. What does not get out then is
-                published by the next process.
+            drain_s: Longest wait at the end for events, and again for records, in seconds.
+                What does not get out then is published by the next process.
 
         """
         leases = self._foundation.leases
@@ -145,7 +146,9 @@ class Assembly:
             ):
                 yield
             await self.publisher.drain(timeout_s=drain_s)
-            await self.records.write()
+            with suppress(TimeoutError):  # records are written again with the next change
+                async with asyncio.timeout(drain_s):
+                    await self.records.write()
             await self.outbox.close()
         finally:
             await self.redis.aclose()
