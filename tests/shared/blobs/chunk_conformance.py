@@ -9,13 +9,17 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
-from collections.abc import AsyncIterator
 
 import pytest
 
 from shared.blobs.store import BlobStore, Chunk, UploadNotFound
 from shared.sidecar import Sidecar, new_id
-from tests.shared.blobs.conformance import OpenStore, ended, finished, opened, writing
+from tests.shared.blobs.conformance import (
+    StoreFixtures,
+    ended,
+    finished,
+    writing,
+)
 from tests.shared.samples import new_sidecar
 
 __all__ = ["ChunkConformance", "commit"]
@@ -42,20 +46,8 @@ async def content_of(store: BlobStore, upload_id: str) -> bytes:
     return b"".join([piece async for piece in store.read_range(upload_id, 0, 2**30)])
 
 
-class ChunkConformance:
+class ChunkConformance(StoreFixtures):
     """The promises, one a test."""
-
-    @pytest.fixture
-    async def store(self, open_store: OpenStore) -> AsyncIterator[BlobStore]:
-        """The store as one process sees it."""
-        async with opened(open_store()) as store:
-            yield store
-
-    @pytest.fixture
-    async def other(self, open_store: OpenStore) -> AsyncIterator[BlobStore]:
-        """The same store as another process sees it."""
-        async with opened(open_store()) as store:
-            yield store
 
     async def test_chunks_join_in_order_whatever_order_they_came_in(
         self, store: BlobStore, other: BlobStore

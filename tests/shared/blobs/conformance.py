@@ -26,6 +26,7 @@ __all__ = [
     "NO_IDS",
     "BlobStoreConformance",
     "OpenStore",
+    "StoreFixtures",
     "content",
     "ended",
     "finished",
@@ -101,8 +102,8 @@ def ended(sidecar: Sidecar) -> Sidecar:
     return sidecar.after("cancelled", cancelled(sidecar.upload_id, sidecar.next_seq))
 
 
-class BlobStoreConformance:
-    """The promises, one a test."""
+class StoreFixtures:
+    """The store that is tested, opened as two processes would."""
 
     @pytest.fixture
     async def store(self, open_store: OpenStore) -> AsyncIterator[BlobStore]:
@@ -115,6 +116,10 @@ class BlobStoreConformance:
         """The same store as another process sees it."""
         async with opened(open_store()) as store:
             yield store
+
+
+class BlobStoreConformance(StoreFixtures):
+    """The promises, one a test."""
 
     async def test_a_new_upload_is_there_at_once(
         self, store: BlobStore, other: BlobStore

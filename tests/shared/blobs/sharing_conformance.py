@@ -7,14 +7,18 @@ the fixture ``open_store``: each call opens the same store once more, as another
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
 
 import pytest
 
 from shared.blobs.store import BlobStore, Due, UploadNotFound
 from shared.sidecar import new_id
 from tests.shared.blobs.chunk_conformance import content_of, new_upload
-from tests.shared.blobs.conformance import OpenStore, ended, finished, opened, writing
+from tests.shared.blobs.conformance import (
+    StoreFixtures,
+    ended,
+    finished,
+    writing,
+)
 from tests.shared.samples import FACTS, new_sidecar
 
 __all__ = ["SharingConformance", "filled"]
@@ -32,14 +36,8 @@ async def filled(store: BlobStore, content: bytes) -> str:
     return sidecar.upload_id
 
 
-class SharingConformance:
+class SharingConformance(StoreFixtures):
     """The promises, one a test."""
-
-    @pytest.fixture
-    async def store(self, open_store: OpenStore) -> AsyncIterator[BlobStore]:
-        """The store."""
-        async with opened(open_store()) as store:
-            yield store
 
     async def test_complete_at_once(self, store: BlobStore) -> None:
         """An upload opened with another's bytes is a file, and all of its events are due."""
