@@ -131,6 +131,8 @@ class FormSessions:
 
         """
         sidecar = (await self._known(session_id, kind, caller)).sidecar
+        if sidecar.status == "failed":  # nobody can write to it any more
+            await self.names.end(sidecar)
         with suppress(UploadNotFound):  # a request that was asked to let go has ended it
             async with self.uploads.writers.writing(sidecar.upload_id) as lease:
                 if lease.writer.sidecar.status in {"completed", "quarantined"}:

@@ -362,7 +362,11 @@ class FormUploads:
         """Add what the fields after the file say, and the length, to the upload's record."""
         sidecar = writer.sidecar
         facts = replace(
-            sidecar.facts, size=writer.offset, options=said.options, priority=said.priority
+            sidecar.facts,
+            size=writer.offset,
+            options=said.options,
+            priority=said.priority,
+            session_id=said.session_id,
         )
         expected = {"sha256": said.file_hash} if said.file_hash else {}
         await writer.record(

@@ -165,6 +165,7 @@ class Uploads:
             options=creation.options,
             priority=creation.priority,
             partial=creation.is_partial,
+            session_id=creation.form.session_id if creation.form is not None else "",
         )
         sidecar = Sidecar(
             status="created",
