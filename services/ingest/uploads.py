@@ -250,6 +250,7 @@ class Uploads:
                 ) as grow:
                     if checks:
                         ended = await self._receive_whole(lease, body, room, checks, length)
+                        await self._completion.judge_start(writer, before)
                     else:
                         await self.declare_length(writer, length)
                         ended = await self._receive(lease, body, room, on_safe, grow)
