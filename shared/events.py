@@ -81,6 +81,8 @@ class UploadFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """Of the processing: 1 is lowest."""
     partial: bool = False
     """It is a piece of a file still to be joined: nothing to process."""
+    session_id: str = ""
+    """The name that the client gave to its session, good for that user alone; empty: none."""
 
 
 class _Lifecycle(

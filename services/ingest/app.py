@@ -44,7 +44,7 @@ def install(app: web.Application, settings: Settings) -> None:
         await foundation.store.open()
         parts = Assembly(foundation)
         app[UPLOADS], app[JOINS] = parts.uploads, parts.joins
-        provide_forms(app, redis=parts.redis, progress=parts.progress, settings=settings)
+        provide_forms(app, names=parts.names, progress=parts.progress, settings=settings)
         _report_health(app, foundation, parts)
         async with parts.publishing(drain_s=_DRAIN_S), parts.serving():
             yield

@@ -17,6 +17,7 @@ from services.ingest.quotas import Quotas, quota_limits
 from services.ingest.reaper import Reaper
 from services.ingest.records import GROUP, SessionRecords
 from services.ingest.recount import Recount
+from services.ingest.sessions import SessionNames
 from services.ingest.settings import Settings
 from services.ingest.trimming import trim_events
 from services.ingest.uploads import Uploads
@@ -73,6 +74,7 @@ class Assembly:
             partitions=settings.event_partitions,
             interval_s=settings.progress_update_interval,
         )
+        self.names: Final = SessionNames(store, self.redis, ttl_s=lifetime_s)
         self.records: Final = SessionRecords(self.redis, ttl_s=lifetime_s)
         self.content: Final = Content(settings, store, self.redis, foundation.clamd)
         self.outbox: Final = Outbox(
@@ -126,6 +128,7 @@ class Assembly:
 
     async def _handle(self, batch: Sequence[GroupEntry]) -> None:
         await self.records.handle(batch)
+        await self.names.handle(batch)
         await self.content.dedupe.handle(batch)
         await self.quotas.handle(batch)
 

@@ -91,7 +91,7 @@ class Completion:
             await self._finish(writer, writer.sidecar)
             return
         checked = await self._verified(writer)
-        await self._inspect(writer)
+        await self._inspect(writer, complete=True)
         if self._quarantine is not None:
             await self._set_aside(writer, checked, self._quarantine)
         else:
@@ -116,13 +116,27 @@ class Completion:
                 raise HashMismatch(message)
         return hashed(sidecar, digests)
 
-    async def _inspect(self, writer: BlobWriter) -> None:
+    async def judge_start(self, writer: BlobWriter, before: int) -> None:
+        """Look at first bytes that came in one piece, and were not looked at on their way.
+
+        Args:
+            writer: The right to the upload.
+            before: Its offset before they came.
+
+        Raises:
+            ContentMismatch: It has failed: it is not what it claims to be.
+
+        """
+        if before < HEAD and writer.offset not in {before, writer.sidecar.size}:
+            await self._inspect(writer, complete=False)
+
+    async def _inspect(self, writer: BlobWriter, *, complete: bool) -> None:
         sidecar = writer.sidecar
         if not self._inspection.claims(sidecar):
             return
-        head = await first_bytes(self._store, sidecar.upload_id, HEAD)
+        head = await first_bytes(self._store, sidecar.upload_id, min(writer.offset, HEAD))
         try:
-            self._inspection.check_start(sidecar, head, complete=True)
+            self._inspection.check_start(sidecar, head, complete=complete)
         except ContentMismatch as exc:
             await self.fail(writer, exc.error_code, exc.message)
             raise

@@ -8,7 +8,6 @@ from typing import Final
 
 import structlog
 from aiohttp import web
-from redis.asyncio import Redis
 
 from services.ingest.errors import ContentMismatch, FileRefused
 from services.ingest.form_answer import (
@@ -54,13 +53,12 @@ def add_form_routes(app: web.Application) -> None:
 
 
 def provide_forms(
-    app: web.Application, *, redis: Redis, progress: ProgressReporter, settings: Settings
+    app: web.Application, *, names: SessionNames, progress: ProgressReporter, settings: Settings
 ) -> None:
     """Put what the handlers need into the application, which has ``UPLOADS`` already."""
-    uploads, ttl_s = app[UPLOADS], settings.upload_session_timeout_hours * 3600
     sessions = app[FORM_SESSIONS] = FormSessions(
-        uploads,
-        names=SessionNames(uploads.store, redis, ttl_s=ttl_s),
+        app[UPLOADS],
+        names=names,
         progress=progress,
         max_file_size=settings.upload_max_file_size,
     )

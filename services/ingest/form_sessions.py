@@ -114,6 +114,7 @@ class FormSessions:
             NotFound: The caller has no such session.
             Forbidden: It is somebody else's.
             Gone: It was not continued in time.
+            QuotaExceeded, Unavailable: All of it is there, but cannot be kept, or not now.
 
         """
         stored = await self._known(session_id, kind, caller)
@@ -130,6 +131,8 @@ class FormSessions:
 
         """
         sidecar = (await self._known(session_id, kind, caller)).sidecar
+        if sidecar.status == "failed":  # nobody can write to it any more
+            await self.names.end(sidecar)
         with suppress(UploadNotFound):  # a request that was asked to let go has ended it
             async with self.uploads.writers.writing(sidecar.upload_id) as lease:
                 if lease.writer.sidecar.status in {"completed", "quarantined"}:
@@ -162,8 +165,13 @@ class FormSessions:
             raise SessionMismatch(f"The session is not one of /v1/upload/{kind}.")
         form.check_place(said, stored.sidecar)
 
-    async def open(self, creation: Creation, caller: Principal) -> Sidecar:
+    async def open(self, creation: Creation, caller: Principal, *, coming: int = 0) -> Sidecar:
         """Open a session; return that of another request if it has the name already.
+
+        Args:
+            creation: What the form wants.
+            caller: Who sends it.
+            coming: Bytes of the chunk that it brings.
 
         Raises:
             Gone: The session of this name was cancelled just now.
@@ -173,12 +181,12 @@ class FormSessions:
         """
         name = creation.form.session_id if creation.form is not None else ""
         if not name:
-            return await self.uploads.create(creation, caller)
+            return await self.uploads.create(creation, caller, coming=coming)
         holder = await self.names.claim(caller, name, creation.upload_id)
         if holder != creation.upload_id:
             return (await self.uploads.find(holder, caller)).sidecar
         try:
-            return await self.uploads.create(creation, caller)
+            return await self.uploads.create(creation, caller, coming=coming)
         except BaseException:
             await self.names.release(caller, name, creation.upload_id)
             raise
@@ -191,6 +199,9 @@ class FormSessions:
         Args:
             stored: The session.
             chunks: Those that are there, if the caller has just looked.
+
+        Raises:
+            QuotaExceeded, Unavailable: As ``Quotas.reserve``; the chunks stay.
 
         """
         sidecar = stored.sidecar
@@ -215,6 +226,11 @@ class FormSessions:
                 writer = lease.writer
                 if writer.sidecar.status == "created":
                     if chunks and not writer.visible:
+                        # Chunks that came together may not have been counted together.
+                        count = sum(one.size for one in chunks)
+                        await self.uploads.quotas.reserve(
+                            sidecar.upload_id, sidecar.facts, count
+                        )
                         await writer.join_chunks(chunks)
                         await self.uploads.declare_length(writer, writer.offset)
                     if self._max_file_size and writer.offset > self._max_file_size:

@@ -199,7 +199,7 @@ class FormUploads:
             creation = incoming.creation(said, None)
             if said.chunk_index == 0:
                 self._uploads.judge(creation, staged.head, complete=said.total_chunks == 1)
-            sidecar = await self._sessions.open(creation, incoming.caller)
+            sidecar = await self._sessions.open(creation, incoming.caller, coming=staged.size)
             stored = await self._uploads.find(sidecar.upload_id, incoming.caller)
         self._sessions.check_fits(said, stored, incoming.kind)
         return stored
@@ -222,8 +222,9 @@ class FormUploads:
         if 0 < self._limits.max_file_size < largest or quotas.enabled:
             before = await store.chunks(upload_id)
             form.check_room(before, index, staged.size, self._limits.max_file_size)
-            count = sum(one.size for one in before if one.index != index) + staged.size
-            await quotas.reserve(upload_id, stored.sidecar.facts, count)
+            if all(one.index != index for one in before):
+                count = sum(one.size for one in before) + staged.size
+                await quotas.reserve(upload_id, stored.sidecar.facts, count)
         there = await staging.commit(upload_id, index, staged.digest)
         form.check_same_bytes(staged.digest, there)
         self._uploads.remind(stored.sidecar, stored.modified_at)
@@ -361,7 +362,11 @@ class FormUploads:
         """Add what the fields after the file say, and the length, to the upload's record."""
         sidecar = writer.sidecar
         facts = replace(
-            sidecar.facts, size=writer.offset, options=said.options, priority=said.priority
+            sidecar.facts,
+            size=writer.offset,
+            options=said.options,
+            priority=said.priority,
+            session_id=said.session_id,
         )
         expected = {"sha256": said.file_hash} if said.file_hash else {}
         await writer.record(

@@ -20,7 +20,7 @@ from services.ingest.arrivals import Arrivals
 from services.ingest.completion import Completion
 from services.ingest.concatenation import total_size
 from services.ingest.creation import Creation
-from services.ingest.errors import Gone
+from services.ingest.errors import Gone, QuotaExceeded
 from services.ingest.uploads import Uploads
 from shared.blobs.store import (
     BlobWriter,
@@ -29,7 +29,13 @@ from shared.blobs.store import (
     UploadBusy,
     UploadNotFound,
 )
-from shared.errors import ApiError, InvalidRequest
+from shared.errors import (
+    ApiError,
+    InvalidRequest,
+    PayloadTooLarge,
+    StorageFull,
+    Unavailable,
+)
 from shared.identity import Principal
 from shared.leases import LeaseLost
 from shared.lifecycle import TaskSet
@@ -45,6 +51,7 @@ _LOOK_S: Final = (0.5, 8.0)
 """How often a part is looked at that may complete in another process: at first, and later."""
 _SWEEP_S: Final = 300.0
 """How soon another process takes up what one has left that does not come back."""
+_NOT_NOW: Final = (UploadBusy, LeaseUnavailable, LeaseLost, StorageFull, Unavailable)
 _READ_AT_ONCE: Final = 32
 """Parts that are looked up together: a store may be far away."""
 
@@ -140,7 +147,7 @@ class Joins:
                 awaited: str | None = final_id
                 try:
                     awaited = await self._attempt(final_id)
-                except (UploadBusy, LeaseUnavailable, LeaseLost):
+                except _NOT_NOW:
                     pass
                 except OSError as exc:
                     log.error("join_failed", upload_id=final_id, error=repr(exc))
@@ -169,6 +176,7 @@ class Joins:
             final = await store.read(final_id)
             if final.sidecar.status != "created" or self._uploads.is_expired(final):
                 return None
+            sizes: dict[str, int] = {}
             for part_id in dict.fromkeys(final.sidecar.parts):
                 try:
                     part = await store.read(part_id)
@@ -176,14 +184,38 @@ class Joins:
                     break  # the join fails
                 if part.sidecar.status == "created":
                     return part_id
+                sizes[part_id] = part.offset
             writer = await store.acquire(final_id)
         except UploadNotFound:
             return None
         try:
-            await self._join(writer)
+            size = sum(sizes.get(one, 0) for one in final.sidecar.parts)
+            if await self._has_room(writer, size):
+                await self._join(writer)
         finally:
             await writer.close()
         return None
+
+    async def _has_room(self, writer: BlobWriter, size: int) -> bool:
+        """Fail an upload that was opened before its length was known, if it cannot be kept.
+
+        One part may be named ten thousand times: what is too large must not be copied first.
+
+        Raises:
+            StorageFull, Unavailable: There is no room on the disk just now, or Redis is away.
+
+        """
+        sidecar = writer.sidecar
+        if sidecar.status != "created" or sidecar.size is not None or writer.visible:
+            return True
+        try:
+            total_size([size], max_size=self._max_size)
+            self._uploads.disk.admit(size)
+            await self._uploads.quotas.reserve(sidecar.upload_id, sidecar.facts, size)
+        except (PayloadTooLarge, QuotaExceeded) as exc:
+            await self._completion.fail(writer, exc.error_code, exc.message)
+            return False
+        return True
 
     async def _join(self, writer: BlobWriter) -> None:
         sidecar = writer.sidecar

@@ -176,15 +176,15 @@ class Quotas:
             )
 
     @asynccontextmanager
-    async def reserved(self, sidecar: Sidecar) -> AsyncIterator[None]:
-        """Count a new upload; undo it if its creation fails.
+    async def reserved(self, sidecar: Sidecar, count: int) -> AsyncIterator[None]:
+        """Count a new upload for so many bytes; undo it if its creation fails.
 
         Raises:
             QuotaExceeded, RateLimited, Unavailable: As ``reserve``.
 
         """
         upload_id, facts = sidecar.upload_id, sidecar.facts
-        await self.reserve(upload_id, facts, facts.size or 0)
+        await self.reserve(upload_id, facts, count)
         try:
             yield
         except BaseException:

@@ -18,6 +18,7 @@ import structlog
 from redis.asyncio import Redis
 
 from services.ingest import usage
+from services.ingest.form import total_chunks_of
 from services.ingest.quotas import COUNTED, TENANTS, Quotas, tenant_key
 from services.ingest.turns import Turn, TurnLost, turn_at
 from services.ingest.usage import Usage
@@ -135,7 +136,10 @@ class Recount:
         with contextlib.suppress(UploadNotFound, SidecarDamaged):
             stored = await self._store.read(upload_id)
             sidecar = stored.sidecar
-            what = usage.of(sidecar, stored.offset)
+            offset = stored.offset
+            if sidecar.status == "created" and total_chunks_of(sidecar):
+                offset += sum(one.size for one in await self._store.chunks(upload_id))
+            what = usage.of(sidecar, offset)
             await self._quotas.set("count", upload_id, sidecar.facts, what)
             try:
                 await self._store.read(upload_id)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, cast
 from urllib.parse import quote
@@ -22,11 +23,13 @@ import structlog
 from redis.asyncio import Redis
 
 from services.ingest.errors import Gone
+from shared import events
 from shared.blobs.store import BlobStore, UploadNotFound
 from shared.errors import Unavailable
 from shared.identity import Principal
 from shared.redis_script import RedisScript
 from shared.sidecar import Sidecar, SidecarDamaged
+from shared.stream_group import GroupEntry
 from shared.streams import REDIS_FAILURES, Command, command, pipelined
 
 __all__ = ["SessionNames", "session_key"]
@@ -47,6 +50,7 @@ _SURVEY_S: Final = 2.0
 """How old the list of all names may be that serves while Redis is away."""
 _BATCH: Final = 500
 
+_GONE: Final = (events.FileDeleted, events.UploadCancelled, events.UploadExpired)
 _REPLACE: Final = RedisScript(Path(__file__).with_name("sessions.lua"))
 
 
@@ -160,13 +164,30 @@ class SessionNames:
     async def end(self, sidecar: Sidecar) -> None:
         """Take the name from a session that was cancelled; chunks under way come to nothing.
 
+        Those of a session without a name go by its id, which they must not make a name.
         While Redis is away the name stays: it leads to an upload that is gone.
         """
-        if key := _key_of(sidecar):
-            try:
-                await command(self._redis, "SET", key, _ENDED, "PX", _ENDED_MS)
-            except REDIS_FAILURES as exc:
-                log.debug("session_name_not_ended", error=repr(exc))
+        facts = sidecar.facts
+        key = _key_of(sidecar) or session_key(facts.tenant, facts.user_id, sidecar.upload_id)
+        try:
+            await command(self._redis, "SET", key, _ENDED, "PX", _ENDED_MS)
+        except REDIS_FAILURES as exc:
+            log.debug("session_name_not_ended", error=repr(exc))
+
+    async def handle(self, batch: Sequence[GroupEntry]) -> None:
+        """Free the names of sessions that are gone, however they went.
+
+        Raises:
+            MalformedEvent, UnknownEvent: An entry is not as the contract says.
+            RedisError, OSError: Redis is away; the entries come again.
+
+        """
+        for entry in batch:
+            event = events.decode(entry.fields.get(b"d", b""))
+            facts = event.upload
+            if isinstance(event, _GONE) and facts.session_id:
+                key = session_key(facts.tenant, facts.user_id, facts.session_id)
+                await self._replace(key, event.upload_id.encode(), "")
 
     async def _is_there(self, upload_id: str) -> bool:
         try:

@@ -5,13 +5,15 @@ Answered from the blob store: it holds while Redis is away, and disturbs no writ
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Final, Literal
 
 import msgspec
 from aiohttp import web
 
+from services.ingest.form import estimated_size, total_chunks_of
 from services.ingest.handlers import UPLOADS
-from shared.blobs.store import Stored
+from shared.blobs.store import Chunk, Stored
 from shared.identity import principal_of
 from shared.percent import percent_of
 from shared.times import Timestamp, rfc3339
@@ -46,21 +48,37 @@ def add_status_route(router: web.UrlDispatcher) -> None:
 
 async def read_status(request: web.Request) -> web.Response:
     """Answer with the state of the caller's upload."""
-    stored = await request.app[UPLOADS].find(request.match_info["token"], principal_of(request))
-    return json_response(status_of(stored), headers={"Cache-Control": "no-store"})
+    uploads, upload_id = request.app[UPLOADS], request.match_info["token"]
+    stored = await uploads.find(upload_id, principal_of(request))
+    chunks: Sequence[Chunk] = ()
+    if stored.sidecar.status == "created" and total_chunks_of(stored.sidecar):
+        chunks = await uploads.store.chunks(upload_id)
+        if not chunks:  # none has come, or they were joined since the record was read
+            stored = await uploads.find(upload_id, principal_of(request))
+    return json_response(status_of(stored, chunks), headers={"Cache-Control": "no-store"})
 
 
-def status_of(stored: Stored) -> UploadStatus:
-    """Return what a stored upload's status is."""
-    sidecar, size = stored.sidecar, stored.sidecar.size
+def status_of(stored: Stored, chunks: Sequence[Chunk] = ()) -> UploadStatus:
+    """Return what a stored upload's status is.
+
+    Args:
+        stored: The upload.
+        chunks: What has come of it apart, and is not joined yet.
+
+    """
+    sidecar, size, offset = stored.sidecar, stored.sidecar.size, stored.offset
+    announced = size
+    if chunks:
+        offset = sum(one.size for one in chunks)
+        announced = estimated_size(chunks, total_chunks_of(sidecar))
     ended = _STATES.get(sidecar.status)
     completed_at = sidecar.completed_at
     updated_at = completed_at if completed_at is not None else stored.modified_at * 1000
     return UploadStatus(
         token=sidecar.upload_id,
-        status=ended or ("uploading" if stored.offset else "created"),  # type: ignore[arg-type]
-        progress=percent_of(stored.offset, size, complete=sidecar.status == "completed"),
-        offset=stored.offset,
+        status=ended or ("uploading" if offset else "created"),  # type: ignore[arg-type]
+        progress=percent_of(offset, announced, complete=sidecar.status == "completed"),
+        offset=offset,
         size=size,
         created_at=rfc3339(sidecar.facts.created_at),
         updated_at=rfc3339(max(updated_at, sidecar.facts.created_at)),

@@ -127,11 +127,18 @@ class Uploads:
         """Tell whether an upload was left for too long without becoming a file."""
         return is_abandoned(stored, self._lifetime_s, time.time())
 
-    async def create(self, creation: Creation, caller: Principal) -> Sidecar:
+    async def create(
+        self, creation: Creation, caller: Principal, *, coming: int = 0
+    ) -> Sidecar:
         """Open an upload; when this returns, it survives a crash.
 
         It is complete at once if the caller's tenant has the declared bytes already. Look at
         the status of what is returned: there is nothing to receive then.
+
+        Args:
+            creation: What the client wants.
+            caller: Whose it will be.
+            coming: Bytes that are there for it already, though its size is not known.
 
         Raises:
             InvalidRequest: A declared digest is none.
@@ -158,6 +165,7 @@ class Uploads:
             options=creation.options,
             priority=creation.priority,
             partial=creation.is_partial,
+            session_id=creation.form.session_id if creation.form is not None else "",
         )
         sidecar = Sidecar(
             status="created",
@@ -167,7 +175,7 @@ class Uploads:
         )
         original = await self._completion.original_of(sidecar)
         self.disk.admit(0 if original is not None else creation.size or 0)
-        async with self.quotas.reserved(sidecar):
+        async with self.quotas.reserved(sidecar, creation.size or coming):
             if original is not None:
                 copy = await self._completion.duplicate(sidecar, original)
                 if copy is not None:
@@ -242,6 +250,7 @@ class Uploads:
                 ) as grow:
                     if checks:
                         ended = await self._receive_whole(lease, body, room, checks, length)
+                        await self._completion.judge_start(writer, before)
                     else:
                         await self.declare_length(writer, length)
                         ended = await self._receive(lease, body, room, on_safe, grow)

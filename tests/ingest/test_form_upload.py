@@ -9,6 +9,7 @@ import random
 import shutil
 import subprocess
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -283,6 +284,36 @@ def test_cancelled_name_takes_no_late_chunks(ingest: Ingest, forms: Forms) -> No
     assert forms.state(name).status == 404
     no_file_is_left(ingest.data_dir, upload_id)
     no_file_stays_behind(ingest)
+
+
+def test_cancelled_session_takes_no_late_chunks(ingest: Ingest, forms: Forms) -> None:
+    """The id of a cancelled session must not become the name of a new one."""
+    chunks = pieces(3)
+    session_id = forms.chunk(chunks, 0).data["session_id"]
+    assert forms.cancel(session_id).status == 200
+    late = forms.chunk(chunks, 1, session_id)
+    assert (late.status, late.code) == (410, "SESSION_CANCELLED")
+    no_file_is_left(ingest.data_dir, session_id)
+
+
+def test_cancelled_session_that_had_failed_is_gone(forms: Forms) -> None:
+    """The name of a failed session would lead to its failure for a day otherwise."""
+    name = f"failed-{os.urandom(4).hex()}"
+    assert forms.post(b"a", session_id=name, file_hash="0" * 64).code == "HASH_MISMATCH"
+    assert forms.cancel(name).status == 200
+    assert forms.state(name).status == 404
+
+
+def test_name_is_free_once_its_upload_was_ended_elsewhere(ingest: Ingest, forms: Forms) -> None:
+    """What tus ends frees the name too; the next session of it had to wait for seconds."""
+    name = f"again-{os.urandom(4).hex()}"
+    first = forms.post(b"a file", session_id=name).data["upload_id"]
+    assert ingest.tus.delete(f"/api/v1/uploads/{first}").status == 204
+    begun = time.monotonic()
+    again = forms.post(b"a file", session_id=name)
+    assert again.status == 201
+    assert again.data["upload_id"] != first
+    assert time.monotonic() - begun < 3
 
 
 def test_whole_file_under_a_name(ingest: Ingest, forms: Forms) -> None:

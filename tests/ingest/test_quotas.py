@@ -16,12 +16,20 @@ import redis as redis_client
 from services.ingest import usage
 from services.ingest.quotas import COUNTED, tenant_key
 from services.ingest.usage import NOTHING, Usage
-from shared.events import FileDeleted, UploadCreated, UploadExpired, UploadFacts, encode
+from shared.events import (
+    FileDeleted,
+    UploadCreated,
+    UploadExpired,
+    UploadFacts,
+    UploadFailed,
+    encode,
+)
 from shared.sidecar import Sidecar, new_id
 from shared.streams import event_stream, partition_of
 from tests.ingest.conftest import Ingest, prepare, started
 from tests.ingest.evidence import completed_once, files_of, lifecycle, tracebacks
-from tests.ingest.tus_client import Tus, id_of
+from tests.ingest.parts import PARTIAL, join
+from tests.ingest.tus_client import Tus, id_of, path_of
 from tests.ingest.wire import chunk
 from tests.processes import RedisServer, running, wait_until
 
@@ -367,3 +375,16 @@ def test_what_events_change() -> None:
     facts = UploadFacts(user_id="u", tenant="t", created_at=1, job_id="j", size=9)
     assert usage.after(UploadCreated(upload_id="i", seq=1, at=1, upload=facts)) is None
     assert usage.after(UploadExpired(upload_id="i", seq=2, at=1, upload=facts)) == NOTHING
+
+
+def test_final_upload_of_unknown_length(both: tuple[Ingest, Ingest]) -> None:
+    """A part whose length comes late must not make a file that there is no room for."""
+    user = User(both[0])
+    part = user.create(None, PARTIAL)
+    final = path_of(join(user, *[part] * 4))
+    assert user.patch(part, 0, b"x" * 300, {"Upload-Length": "300"}).status == 204
+    user.counts(bytes=300, open=0, uploads=1)
+    wait_until(lambda: len(lifecycle(both[0].redis.url, final)) == 2, "the event is out")
+    _, failed = lifecycle(both[0].redis.url, final)
+    assert isinstance(failed, UploadFailed)
+    assert (failed.error_code, failed.offset) == ("QUOTA_EXCEEDED", 0), "nothing was copied"

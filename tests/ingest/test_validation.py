@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
 
 import pytest
@@ -209,6 +211,17 @@ def test_refused_when_the_first_bytes_came_before(ingest: Ingest) -> None:
     assert ingest.tus.patch(path, 0, MP4[:6]).status == 204
     with ingest.tus.begin_patch(path, 6, LARGEST - 6, b"xx") as one:
         assert one.read().status == 415
+    failed(ingest, path)
+
+
+def test_refused_with_a_checksum(ingest: Ingest) -> None:
+    """A checksum says that the bytes arrived, not that they are a video."""
+    path, body = ingest.tus.create(LARGEST, FILM), HEADS["png"] * 100
+    checksum = base64.b64encode(hashlib.sha1(body).digest()).decode()
+    damaged = {"Upload-Checksum": "sha1 " + base64.b64encode(bytes(20)).decode()}
+    assert ingest.tus.patch(path, 0, body, damaged).status == 460
+    answer = ingest.tus.patch(path, 0, body, {"Upload-Checksum": f"sha1 {checksum}"})
+    assert answer.status == 415
     failed(ingest, path)
 
 
