@@ -274,7 +274,7 @@ class FilesystemStore:
         fd = self._lock(upload_id)
         try:
             record = self.load_now(upload_id)
-            if record.is_gone:
+            if record.is_gone or record.status == "failed":
                 raise UploadNotFound(upload_id)
             self._question(upload_id).unlink(missing_ok=True)
             if self.fsync == "always" and os.fstat(fd).st_size:

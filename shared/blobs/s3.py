@@ -245,6 +245,8 @@ class S3Store:
             lease = await self._leases.acquire(upload_id, least_fence=least_fence)
             try:
                 view = await look(self.client, self.keys, upload_id)
+                if view.sidecar.status == "failed":
+                    raise UploadNotFound(upload_id)
             except BaseException:
                 await lease.release()
                 raise

@@ -302,7 +302,7 @@ class BlobStore(Protocol):
         Raises:
             UploadBusy: Somebody else has it. ``ask_release`` and try again.
             LeaseUnavailable: Redis grants the right, and it is away.
-            UploadNotFound: As for ``read``.
+            UploadNotFound: As for ``read``; or it has failed, and takes no bytes any more.
             SidecarDamaged: As for ``read``.
 
         """

@@ -14,7 +14,7 @@ import pytest
 from shared.sidecar import new_id
 from tests.ingest.conftest import Ingest
 from tests.ingest.evidence import tracebacks
-from tests.ingest.tus_client import id_of, wait_for_offset
+from tests.ingest.tus_client import id_of, metadata, wait_for_offset
 from tests.processes import RedisServer, ServiceProcess, running, wait_until
 from tests.s3_servers import BUCKET, MotoServer, client_of
 
@@ -139,3 +139,12 @@ def test_an_empty_upload_is_a_file(start: Start, moto_server: MotoServer, prefix
     """Item 48: no part, no PATCH, and an object of no bytes all the same."""
     path = start().tus.create(0)
     assert body_of(moto_server, prefix, id_of(path)) == b""
+
+
+def test_what_has_failed_takes_no_bytes(start: Start) -> None:
+    """A client would send a file that was refused once more, and to the end, in vain."""
+    tus = start().tus
+    path = tus.create(5, {"Upload-Metadata": metadata(sha256=hashlib.sha256(b"x").hexdigest())})
+    assert tus.patch(path, 0, b"hello").status == 422
+    for answer in (tus.head(path), tus.patch(path, 0, b"hello"), tus.delete(path)):
+        assert answer.status == 404, answer

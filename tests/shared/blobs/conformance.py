@@ -628,7 +628,7 @@ class BlobStoreConformance(StoreFixtures):
     async def test_a_failed_upload_keeps_its_record(
         self, store: BlobStore, other: BlobStore
     ) -> None:
-        """Its bytes are gone, and why it failed can still be read."""
+        """Its bytes are gone and no more are taken; why it failed can still be read."""
         sidecar = new_sidecar()
         await store.create(sidecar)
         event = UploadFailed(
@@ -649,6 +649,8 @@ class BlobStoreConformance(StoreFixtures):
         assert (stored.sidecar, stored.offset, stored.visible) == (failed, 0, False)
         with pytest.raises(UploadNotFound):
             await content(other, sidecar.upload_id, 0, 1)
+        with pytest.raises(UploadNotFound):
+            await other.acquire(sidecar.upload_id)
 
     async def test_writes_and_syncs_of_any_size_add_up(self, store: BlobStore) -> None:
         """However they are mixed within and across turns, no byte is lost or doubled."""
