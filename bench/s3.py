@@ -1,9 +1,17 @@
 """One upload through ingest to S3, beside a plain multipart upload of the same file.
 
+Both do the same for S3: parts of the same size, four at once, signed and with the same
+checksums (CRC32, the default of both), over connections that are open already; the multipart
+upload is created and completed within the time that is measured. Ingest creates and finishes
+a tus upload besides, with its record and its events. It has sent one byte before, as the plain
+upload has sent a request: an empty Redis grants the first lease only when those that it may
+have forgotten would have run out, which takes five seconds once and says nothing of speed.
+
 Both send to moto's server, a new process on the load's core for each run, and both have the
 other core. Moto keeps what it gets in memory and is slow itself, so the ratio says less of the
 code than of whether it keeps the server busy: parts have to be sent while others are received.
-The client gives ingest the bytes from memory; the plain upload reads them from there.
+The client gives ingest the bytes from memory, on moto's core; the plain upload reads them from
+there.
 """
 
 from __future__ import annotations
@@ -19,6 +27,7 @@ from typing import Final, NamedTuple
 import botocore.session
 
 from bench import tables
+from bench.bounds.s3_multipart import CHECKSUMS, PARALLEL, PART_SIZE
 from bench.machine import LOAD_CORE, SERVER_CORE, cpu_seconds, peak_bytes, settle, starting_on
 from bench.payload import MIB, Payload, payload
 from bench.processes import ROOT, free_port, scratch, started
@@ -72,8 +81,11 @@ def _s3_server() -> Iterator[str]:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     argv = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    quiet = {"MOTO_S3_CUSTOM_ENDPOINTS": url}
-    with started(argv, port, env=quiet, core=LOAD_CORE, output=subprocess.DEVNULL):
+    env = {
+        "MOTO_S3_CUSTOM_ENDPOINTS": url,
+        "MOTO_S3_DEFAULT_KEY_BUFFER_SIZE": str(2 * _SIZE),  # else objects go to a disk
+    }
+    with started(argv, port, env=env, core=LOAD_CORE, output=subprocess.DEVNULL):
         client = botocore.session.get_session().create_client(
             "s3",
             endpoint_url=url,
@@ -113,10 +125,14 @@ def _ingest(url: str, content: Payload) -> _Run:
     settings = {
         "BLOB_STORE": f"s3://{_BUCKET}/uploads",
         "S3_ENDPOINT_URL": url,
+        "S3_PART_SIZE": str(PART_SIZE),
+        "S3_PARALLEL_PARTS": str(PARALLEL),
+        "S3_CHECKSUMS": CHECKSUMS,
         **_settings("s3"),
     }
     with scratch() as data, ingest(settings).start(data) as server:
         client = Connection(server.port)
+        client.append(client.create("/api/v1/uploads", 1), b"x")  # waits for the first lease
         cpu = cpu_seconds(server.pid)
         begun = time.perf_counter()
         path = client.create("/api/v1/uploads", content.size)

@@ -22,25 +22,26 @@ if TYPE_CHECKING:
     from types_aiobotocore_s3.client import S3Client
     from types_aiobotocore_s3.type_defs import CompletedPartTypeDef
 
-_PART: Final = 8 << 20
-"""The size of ingest's parts."""
-_PARALLEL: Final = 4
+PART_SIZE: Final = 8 << 20
+PARALLEL: Final = 4
+CHECKSUMS: Final = "when_supported"
+"""What ingest is set to as well."""
 
 
 async def _upload(client: S3Client, bucket: str, path: str) -> None:
     where: dict[str, Any] = {"Bucket": bucket, "Key": "bound"}
     where["UploadId"] = (await client.create_multipart_upload(**where))["UploadId"]
-    free = asyncio.Semaphore(_PARALLEL)
+    free = asyncio.Semaphore(PARALLEL)
 
     async def send(fd: int, number: int) -> CompletedPartTypeDef:
         async with free:
-            content = os.pread(fd, _PART, number * _PART)
+            content = os.pread(fd, PART_SIZE, number * PART_SIZE)
             answer = await client.upload_part(**where, PartNumber=number + 1, Body=content)
         return {"PartNumber": number + 1, "ETag": answer["ETag"]}
 
     fd = os.open(path, os.O_RDONLY)
     try:
-        count = -(-os.fstat(fd).st_size // _PART)
+        count = -(-os.fstat(fd).st_size // PART_SIZE)
         parts = await asyncio.gather(*(send(fd, number) for number in range(count)))
     finally:
         os.close(fd)
@@ -49,7 +50,12 @@ async def _upload(client: S3Client, bucket: str, path: str) -> None:
 
 async def main(endpoint: str, bucket: str, path: str) -> None:
     """Upload the file once."""
-    config = AioConfig(s3={"addressing_style": "path"}, max_pool_connections=_PARALLEL)
+    config = AioConfig(
+        s3={"addressing_style": "path"},
+        max_pool_connections=PARALLEL,
+        request_checksum_calculation=CHECKSUMS,
+        response_checksum_validation=CHECKSUMS,
+    )
     async with get_session().create_client(
         "s3", endpoint_url=endpoint, config=config
     ) as client:

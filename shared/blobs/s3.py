@@ -184,9 +184,13 @@ class S3Store:
     async def create(self, sidecar: Sidecar) -> list[Due]:
         """Mark the upload as open, then record it; a mark without a record is swept."""
         upload_id = sidecar.upload_id
-        await self.client.put(self.keys.open_mark(upload_id), b"")
+        marks = (
+            self.keys.open_mark(upload_id),
+            *(self.keys.due(upload_id, event.seq) for event in sidecar.outbox),
+        )
+        await self.client.each([partial(self.client.put, one, b"") for one in marks])
         try:
-            due, _ = await self.save(sidecar, "", mark=True, check=lambda: None)
+            due, _ = await self.save(sidecar, "", mark=False, check=lambda: None)
         except Outdated:
             raise FileExistsError(errno.EEXIST, "there is such an upload") from None
         return due
@@ -231,11 +235,20 @@ class S3Store:
             seq = sidecar.outbox[-1].seq
             await self.client.put(self.keys.due(upload_id, seq), b"", check=check)
         content = sidecars.encode(sidecar)
-        etag = await self.client.put_if(self.keys.info(upload_id), content, etag, check=check)
-        listed = await self.client.list_all(self.keys.due(upload_id, ""))
-        marked = {self.keys.due_of(one.key) for one in listed}
+        marked: set[Due | None] = set()
+
+        async def replace() -> str:
+            key = self.keys.info(upload_id)
+            return await self.client.put_if(key, content, etag, check=check)
+
+        async def look_for_marks() -> str:
+            listed = await self.client.list_all(self.keys.due(upload_id, ""))
+            marked.update(self.keys.due_of(one.key) for one in listed)
+            return ""
+
+        replaced, _ = await self.client.each([replace, look_for_marks])
         due = (Due(upload_id, event.seq) for event in sidecar.outbox)
-        return [one for one in due if one in marked], etag
+        return [one for one in due if one in marked], replaced
 
     async def acquire(self, upload_id: str) -> S3Writer:
         if not sidecars.is_upload_id(upload_id):
@@ -290,19 +303,26 @@ class S3Store:
             await self.client.remove([self.keys.open_mark(upload_id), *keys])
 
     async def remove_bytes(self, upload_id: str) -> None:
+        """Remove all but the record; what is completed meanwhile is listed after that."""
+        await self._abort_all(upload_id)
         await self._remove_but(upload_id, {self.keys.info(upload_id)})
 
     async def remove_scaffold(self, upload_id: str) -> None:
         """Remove all but the record and the bytes of a finished upload."""
-        await self._remove_but(
-            upload_id, {self.keys.blob(upload_id), self.keys.info(upload_id)}
+        kept = {self.keys.blob(upload_id), self.keys.info(upload_id)}
+        await self.client.each(
+            [
+                partial(self._abort_all, upload_id),
+                partial(self._remove_but, upload_id, kept),
+            ]
         )
 
-    async def _remove_but(self, upload_id: str, kept: set[str]) -> None:
-        key = self.keys.blob(upload_id)
-        uploads = await self.client.uploads(key)
+    async def _abort_all(self, upload_id: str) -> None:
+        uploads = await self.client.uploads(self.keys.blob(upload_id))
         await self.client.each([partial(self.client.abort, at, one) for at, one, _ in uploads])
-        listed = await self.client.list_all(key)
+
+    async def _remove_but(self, upload_id: str, kept: set[str]) -> None:
+        listed = await self.client.list_all(self.keys.blob(upload_id))
         rest = [one.key for one in listed if one.key not in kept]
         await self.client.remove([*rest, self.keys.open_mark(upload_id)])
 

@@ -65,10 +65,21 @@ def leased(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Ingest, I
         for number in range(2)
     )
     with running(redis, one.service, other.service):
-        # The first grant waits until what Redis may have forgotten has run out.
+        grant_at_once(redis)
         assert one.tus.offset(one.tus.create(1)) == 0
         yield one, other
     assert [tracebacks(one.service), tracebacks(other.service)] == [[], []]
+
+
+def grant_at_once(redis: RedisServer) -> None:
+    """Have Redis think that it has served for long, so that it has forgotten no lease."""
+    client: Any = redis_client.Redis.from_url(redis.url)
+    try:
+        wait_until(lambda: client.exists("lease:{writers}:memory"), "a process has pulsed")
+        for field in ("born", "since"):
+            client.hincrby("lease:{writers}:memory", field, -60_000)
+    finally:
+        client.close()
 
 
 def is_away(ingest: Ingest) -> bool:
@@ -126,6 +137,7 @@ def test_replica_that_dies(leased: tuple[Ingest, Ingest]) -> None:
         leased[0].service.start()
 
 
+@pytest.mark.slow
 def test_replica_that_freezes(leased: tuple[Ingest, Ingest]) -> None:
     """A replica that wakes up after its upload went to another one writes nothing into it."""
     here, there = (one.tus for one in leased)
@@ -250,6 +262,7 @@ def test_redis_comes_back_empty_during_a_patch(leased: tuple[Ingest, Ingest]) ->
     completed_once(leased[0].redis, path, repeats=True)
 
 
+@pytest.mark.slow
 def test_redis_hangs_during_a_patch(leased: tuple[Ingest, Ingest]) -> None:
     """Where locks may not reach, a long silence of Redis ends a request; nothing is lost."""
     here, there = (one.tus for one in leased)
@@ -326,8 +339,8 @@ def store_env(request: pytest.FixtureRequest) -> Mapping[str, str]:
 @pytest.mark.parametrize(
     ("store_env", "count"),
     [
-        pytest.param("flock", 100, id="flock-100"),
-        pytest.param("lease", 16, id="lease-16"),
+        pytest.param("flock", 30, id="flock-30"),
+        pytest.param("flock", 100, id="flock-100", marks=pytest.mark.slow),
         pytest.param("lease", 100, id="lease-100", marks=pytest.mark.slow),
         pytest.param("s3", 100, id="s3-100", marks=pytest.mark.slow),
     ],
@@ -358,7 +371,7 @@ def test_replicas_killed_at_random(
         killed = killing.result()
     resumptions = sum(one.resumptions for one in uploaders)
     print(f"{killed} kills, {resumptions} resumptions")  # noqa: T201
-    assert killed >= 4
+    assert killed >= count // 15  # else they did not come in the middle of uploads
     assert resumptions > killed
     env = {"REDIS_URL": own_redis.url, "DATA_DIR": str(tmp_path / "data"), **store_env}
     storage = ServiceProcess("storage", env, tmp_path / "storage.log")

@@ -35,6 +35,11 @@ REFUSED: Final = (UploadBusy, LeaseUnavailable)
 
 Process = Callable[..., Any]
 
+SERVERS: Final = ["embedded", pytest.param("redis-7.0", marks=pytest.mark.slow)]
+on_each_own_server: Final = pytest.mark.parametrize("start_redis", SERVERS, indirect=True)
+"""Both servers, for tests that mostly wait; the older one is left to the slow run."""
+on_each_server: Final = pytest.mark.parametrize("any_redis_server", SERVERS, indirect=True)
+
 
 @pytest.fixture
 async def process() -> AsyncIterator[Process]:
@@ -136,6 +141,7 @@ async def test_many_at_once(pair: tuple[RedisLeases, RedisLeases]) -> None:
     assert len(fences) == 40
 
 
+@on_each_server
 async def test_held_for_longer_than_the_ttl(pair: tuple[RedisLeases, RedisLeases]) -> None:
     """A holder that lives keeps its leases however long it takes."""
     leases = [await take(pair[0], new_id()) for _ in range(50)]
@@ -297,6 +303,7 @@ def holding(url: str, upload_id: str) -> Iterator[Holder]:
         holder.process.communicate()
 
 
+@on_each_server
 async def test_killed_holder(
     pair: tuple[RedisLeases, RedisLeases], any_redis_server: RedisServer
 ) -> None:
@@ -312,6 +319,7 @@ async def test_killed_holder(
         assert lease.fence > holder.fence
 
 
+@on_each_server
 async def test_stopped_holder(
     pair: tuple[RedisLeases, RedisLeases], any_redis_server: RedisServer
 ) -> None:
@@ -326,6 +334,7 @@ async def test_stopped_holder(
         await watch(lease, 0.5 * TTL_S)  # the one that woke up takes nothing away
 
 
+@on_each_server
 async def test_stopped_for_a_moment(
     pair: tuple[RedisLeases, RedisLeases], any_redis_server: RedisServer
 ) -> None:
@@ -340,6 +349,7 @@ async def test_stopped_for_a_moment(
             await pair[0].acquire("a")
 
 
+@on_each_server
 async def test_stopped_while_redis_forgets(
     pair: tuple[RedisLeases, RedisLeases], any_redis_server: RedisServer, any_redis: Redis
 ) -> None:
@@ -357,6 +367,7 @@ async def test_stopped_while_redis_forgets(
         await watch(again, 0.5)
 
 
+@pytest.mark.slow
 async def test_woken_into_silence(start_redis: StartRedis) -> None:
     """One whose time ran out while it was stopped does not take silence for an outage."""
     server = start_redis(aof=False)
@@ -371,6 +382,7 @@ async def test_woken_into_silence(start_redis: StartRedis) -> None:
         await asyncio.to_thread(holder.lines_until, "ok")
 
 
+@pytest.mark.slow
 async def test_redis_and_holder_sleep(start_redis: StartRedis, process: Process) -> None:
     """Time in which Redis served nobody does not count as silence of a holder."""
     server = start_redis(aof=False)
@@ -416,8 +428,13 @@ async def test_wiped_while_held(
     assert (await take(pair[1], "a")).fence > lease.fence
 
 
+@on_each_own_server
 @pytest.mark.parametrize(
-    ("aof", "fenced"), [(True, True), (False, False)], ids=["kept", "lost"]
+    ("aof", "fenced"),
+    [
+        pytest.param(True, True, id="kept"),
+        pytest.param(False, False, id="lost", marks=pytest.mark.slow),
+    ],
 )
 async def test_killed_while_held(
     start_redis: StartRedis, process: Process, aof: bool, fenced: bool
@@ -451,6 +468,7 @@ async def test_killed_while_held(
     assert (await take(other, "a", limit_s=1)).fence > lease.fence
 
 
+@on_each_own_server
 async def test_the_last_second_is_lost(
     start_redis: StartRedis, connect_to: ConnectTo, process: Process
 ) -> None:
@@ -472,6 +490,7 @@ async def test_the_last_second_is_lost(
     assert await redis.hget(HELD, "a") == lease.value.encode()
 
 
+@on_each_own_server
 async def test_released_while_redis_is_dead(start_redis: StartRedis, process: Process) -> None:
     """What was given up while Redis was away is free when it is back, for everybody."""
     server = start_redis(aof=True)
@@ -495,6 +514,7 @@ async def test_released_while_redis_is_dead(start_redis: StartRedis, process: Pr
     await eventually(granted, "it is free")
 
 
+@on_each_own_server
 async def test_hung_while_held(start_redis: StartRedis, process: Process) -> None:
     """With a store that fences a holder outlasts a Redis that hangs; nobody overtakes it."""
     server = start_redis(aof=False)
@@ -515,6 +535,7 @@ async def test_hung_while_held(start_redis: StartRedis, process: Process) -> Non
         await asyncio.sleep(0.01)
 
 
+@on_each_own_server
 async def test_hung_while_held_without_fences(
     start_redis: StartRedis, process: Process
 ) -> None:
@@ -533,6 +554,7 @@ async def test_hung_while_held_without_fences(
     await eventually(lambda: believes(lease), "it is told that it was right")
 
 
+@on_each_own_server
 async def test_grant_that_came_too_late(start_redis: StartRedis, process: Process) -> None:
     """A grant that Redis makes when nobody waits for it any more locks nothing for long."""
     server = start_redis(aof=False)
