@@ -128,6 +128,8 @@ class UploadDuplicate(_Lifecycle, frozen=True, tag="upload.duplicate"):
     original_id: str
     cached_result: dict[str, Any] | None = None
     """The finished analysis of the original, when there is one."""
+    redirect_url: str = ""
+    """As that of a completion."""
 
 
 class FileStored(_Lifecycle, frozen=True, tag="file.stored"):

@@ -31,6 +31,7 @@ __all__ = [
     "credentials",
     "identify",
     "is_handshake",
+    "method_of",
     "overridable",
     "principal_from",
     "principal_of",
@@ -232,6 +233,13 @@ def overridable(handler: _Marked) -> _Marked:
     return handler
 
 
+def method_of(request: web.Request) -> str:
+    """Return the method that the handler of a request heeds."""
+    if getattr(request.match_info.handler, _MARK, None) == "overridable":
+        return request.headers.get("X-HTTP-Method-Override", request.method).upper()
+    return request.method
+
+
 def identify(auth: Authenticator) -> Middleware:
     """Build the middleware that puts ``PRINCIPAL`` on each request, or answers 401.
 
@@ -244,10 +252,7 @@ def identify(auth: Authenticator) -> Middleware:
     async def identified(request: web.Request, handler: Handler) -> web.StreamResponse:
         mark = getattr(request.match_info.handler, _MARK, None)
         handshake = mark == "handshake" and is_handshake(request)
-        method = request.method
-        if mark == "overridable":
-            method = request.headers.get("X-HTTP-Method-Override", method).upper()
-        if method == hdrs.METH_OPTIONS or mark == "public" or handshake:
+        if method_of(request) == hdrs.METH_OPTIONS or mark == "public" or handshake:
             return await handler(request)
         principal = await principal_from(auth, request)
         if principal is None:

@@ -15,9 +15,9 @@ import hashlib
 import math
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import structlog
 from aiohttp import hdrs, web
@@ -26,13 +26,13 @@ from prometheus_client import Counter
 from redis.asyncio import Redis
 
 from shared.errors import RateLimited, Unauthorized
-from shared.identity import PRINCIPAL
+from shared.identity import PRINCIPAL, method_of
 from shared.proxies import TrustedProxies
 from shared.redis_script import RedisScript
 from shared.streams import REDIS_FAILURES, connect, retry_delay
 from shared.token_bucket import Bucket, Limit, Verdict, take
 
-__all__ = ["RateLimiter", "RateLimits", "class_of"]
+__all__ = ["RateLimiter", "RateLimits", "class_of", "counts_as"]
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -53,18 +53,38 @@ _CLASSES: Final = {
     "GET": "read",
 }
 _LOGIN: Final = "login"
+_MARK: Final = "_counts_as"
+_Marked = TypeVar("_Marked", bound=Callable[..., object])
 _VERDICT: Final = web.RequestKey("rate_limit", tuple[str, Limit, Verdict])
 
 
-def class_of(method: str, headers: Mapping[str, str]) -> str | None:
+def class_of(method: str, heeded: str, handler: object = None) -> str | None:
     """Return the class of a request: ``create``, ``change`` or ``read``; ``None`` is free.
 
     HEAD goes with PATCH: a client that resumes needs both, whatever a dashboard reads.
+
+    Args:
+        method: The real one. No other makes a request free.
+        heeded: The one that the handler goes by.
+        handler: Of its route; it may be marked by ``counts_as``.
+
     """
-    named = _CLASSES.get(headers.get("X-HTTP-Method-Override", "").upper())
-    if named is None and method == hdrs.METH_OPTIONS:
-        return None
-    return named or _CLASSES.get(method, "change")
+    if heeded == hdrs.METH_OPTIONS:
+        if method == heeded:
+            return None
+        heeded = method
+    marked: str | None = getattr(handler, _MARK, None)
+    return marked or _CLASSES.get(heeded, "change")
+
+
+def counts_as(kind: str) -> Callable[[_Marked], _Marked]:
+    """Have the requests that a handler answers count as another class than their method's."""
+
+    def mark(handler: _Marked) -> _Marked:
+        setattr(handler, _MARK, kind)
+        return handler
+
+    return mark
 
 
 class RateLimiter:
@@ -164,7 +184,7 @@ class RateLimits:
             RateLimited: There were too many of them.
 
         """
-        kind = class_of(request.method, request.headers)
+        kind = class_of(request.method, method_of(request), request.match_info.handler)
         if kind is not None:
             principal = request.get(PRINCIPAL)
             caller = self._address(request)

@@ -90,6 +90,7 @@ class Connection:
         self._transport: Final = transport
         self._upload_id: Final = request.match_info.get("upload_id", "")
         self._outbound: Final = Outbound(transport, flusher, self._too_slow)
+        self._named: Final[dict[str, str]] = {}
         self._watcher: Watcher | None = None
         self._expiry: asyncio.TimerHandle | None = None
         self._granting: Final = TaskSet("subscriptions")
@@ -127,7 +128,7 @@ class Connection:
         """Watch what the path names: one upload, or all of the caller's."""
         try:
             if self._upload_id:
-                await self._relay.hub.subscribe(watcher, self._upload_id)
+                await self._watch(watcher, self._upload_id)
             else:
                 states = await self._relay.sessions_of(watcher.caller)
                 self._relay.hub.follow(watcher, states)
@@ -135,6 +136,19 @@ class Connection:
             raise Closing(FORBIDDEN, exc.message) from None
         except NotFound as exc:
             raise Closing(NOT_FOUND, exc.message) from None
+
+    async def _watch(self, watcher: Watcher, session_id: str) -> bool:
+        """Subscribe by an upload's id, or by the caller's own name for its session."""
+        watcher.asked.add(session_id)
+        try:
+            upload_id = await self._relay.upload_of(session_id, watcher.caller)
+            if session_id not in watcher.asked:
+                return False  # it has changed its mind, or has gone
+        finally:
+            watcher.asked.discard(session_id)
+        if upload_id != session_id:
+            self._named[session_id] = upload_id
+        return await self._relay.hub.subscribe(watcher, upload_id)
 
     async def _next_text(self) -> str | None:
         """Return the next text message, ``None`` at the end; answer pings, refuse binary."""
@@ -159,7 +173,7 @@ class Connection:
             case Subscribe(upload_id):
                 await self._subscribe(watcher, upload_id)
             case Unsubscribe(upload_id):
-                self._relay.hub.unsubscribe(watcher, upload_id)
+                self._relay.hub.unsubscribe(watcher, self._named.get(upload_id, upload_id))
                 self._reply("unsubscribed", upload_id=upload_id)
             case Ping():
                 self._reply("pong")
@@ -176,7 +190,7 @@ class Connection:
         watcher.caller = await refreshed(auth, watcher.caller, token)
         self._end_with_token(watcher.caller)
         for upload_id in self._relay.hub.recheck(watcher):
-            if upload_id == self._upload_id:
+            if upload_id == self._named.get(self._upload_id, self._upload_id):
                 raise Closing(FORBIDDEN, "Access denied to this upload")
             self._reply("error", upload_id=upload_id, message="Access denied to this upload")
 
@@ -191,7 +205,7 @@ class Connection:
 
     async def _grant(self, watcher: Watcher, upload_id: str, decided: asyncio.Event) -> None:
         try:
-            if await self._relay.hub.subscribe(watcher, upload_id):
+            if await self._watch(watcher, upload_id):
                 self._reply("subscribed", upload_id=upload_id)
         except ApiError as exc:
             self._reply("error", upload_id=upload_id, message=exc.message)

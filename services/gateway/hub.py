@@ -22,12 +22,12 @@ from services.gateway.topic import Topic, Watcher
 from shared.errors import Forbidden, NotFound
 from shared.events import LifecycleEvent, UploadProgress
 
-__all__ = ["Hub", "Watcher"]
+__all__ = ["ID_FORM", "UNKNOWN_WAIT_S", "Hub", "Watcher"]
 
-_UNKNOWN_WAIT_S: Final = 2.0
+UNKNOWN_WAIT_S: Final = 2.0
 """An id may be asked for before its ``created`` event has come through."""
 _UNKNOWN_RETRY_S: Final = 0.2
-_ID_FORM: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
+ID_FORM: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 """What cannot be an id is not looked for: with a colon it would name a key of another kind."""
 
 DELIVERED = Counter("gateway_events_delivered_total", "Events handed to sockets.")
@@ -154,7 +154,7 @@ class Hub:
 
     async def _state_of(self, topic: Topic) -> ProgressState:
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + _UNKNOWN_WAIT_S
+        deadline = loop.time() + UNKNOWN_WAIT_S
         while True:
             if topic.state is None:
                 recorded = await self._load(topic.upload_id)
@@ -269,7 +269,7 @@ class Hub:
     @contextmanager
     def _awaited(self, upload_id: str) -> Iterator[Topic]:
         """Keep the topic for as long as somebody waits for its state."""
-        if not _ID_FORM.fullmatch(upload_id):
+        if not ID_FORM.fullmatch(upload_id):
             raise _unknown()
         topic = self._topic(upload_id)
         topic.waiting += 1

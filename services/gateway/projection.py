@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
@@ -25,8 +26,9 @@ from services.gateway.state import (
 )
 from shared import events
 from shared.events import LifecycleEvent, UploadProgress
+from shared.identity import Principal
 from shared.stream_group import GroupEntry
-from shared.streams import Command, flat_dict, pipelined, read_ids, unpack_positions
+from shared.streams import Command, command, flat_dict, pipelined, read_ids, unpack_positions
 
 __all__ = ["Projection"]
 
@@ -35,6 +37,7 @@ _SHA: Final = hashlib.sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
 _DELETED_TTL_S: Final = 60
 """How long a deleted upload is remembered, so that a late event cannot bring it back."""
 _READ_BATCH: Final = 200
+_GIVEN_UP: Final = (events.UploadCancelled, events.UploadExpired, events.FileDeleted)
 
 
 class Projection:
@@ -57,6 +60,16 @@ class Projection:
 
     def _user_key(self, user_id: str) -> str:
         return f"{self._prefix}:user:{user_id}"
+
+    def _name_key(self, tenant: str, user_id: str, name: str) -> str:
+        parts = (quote(one, safe="") for one in (tenant, user_id, name))
+        return f"{self._prefix}:name:{':'.join(parts)}"
+
+    async def named(self, caller: Principal, name: str) -> str | None:
+        """Return the upload that the caller's own name for a session stands for."""
+        key = self._name_key(caller.tenant, caller.user_id, name)
+        found: bytes | None = await command(self._redis, "GETEX", key, "EX", self._ttl_s)
+        return found.decode() if found is not None else None
 
     async def read(self, upload_id: str) -> ProgressState | None:
         """Return what is recorded of an upload, a deletion too."""
@@ -108,6 +121,7 @@ class Projection:
                 commands.append(self._write("lifecycle", late))
             if state is not None:
                 commands += self._record(moved or state)
+                commands += self._named_by(lifecycle[upload_id][-1])
                 users.add(state.user_id)
             elif moved is not None:
                 commands.append(self._write("position", moved))
@@ -121,6 +135,14 @@ class Projection:
             self._write("lifecycle", state),
             (change, self._user_key(state.user_id), state.session_id),
         ]
+
+    def _named_by(self, event: LifecycleEvent) -> list[Command]:
+        """Note the client's own name; one that is given up may have been given again."""
+        facts = event.upload
+        if not facts.session_id or isinstance(event, _GIVEN_UP):
+            return []
+        key = self._name_key(facts.tenant, facts.user_id, facts.session_id)
+        return [("SET", key, event.upload_id, "EX", self._ttl_s)]
 
     def _write(self, kind: str, state: ProgressState) -> Command:
         ttl_s = _DELETED_TTL_S if state.status == "deleted" else self._ttl_s

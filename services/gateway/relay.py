@@ -16,13 +16,15 @@ import structlog
 from prometheus_client import Counter, Histogram
 from redis.asyncio import Redis
 
-from services.gateway.hub import Hub
+from services.gateway.hub import ID_FORM, UNKNOWN_WAIT_S, Hub
 from services.gateway.projection import Projection
 from services.gateway.recent import Recent
 from services.gateway.state import ProgressState, require_writable
 from shared import events
+from shared.errors import NotFound
 from shared.events import LifecycleEvent, MalformedEvent, UnknownEvent, UploadProgress
 from shared.identity import Principal
+from shared.sidecar import is_upload_id
 from shared.stream_tail import StreamTail
 from shared.streams import (
     REDIS_FAILURES,
@@ -43,6 +45,7 @@ log = structlog.stdlib.get_logger(__name__)
 GROUP: Final = "progress"
 _REPAIR_EVERY_S: Final = 5.0
 _SILENT_MS: Final = 10_000
+_NAME_RETRY_S: Final = 0.1
 _GRACE_S: Final = 0.2
 """The group may be ahead of the tail; what the tail is about to bring needs no repair."""
 _FOLLOWED_MS: Final = 2 * 3_600_000
@@ -85,6 +88,30 @@ class Relay:
     async def load(self, upload_id: str) -> ProgressState | None:
         """Return the newest that is known of an upload."""
         return self._recent.newer(upload_id, await self._projection.read(upload_id))
+
+    async def upload_of(self, session_id: str, caller: Principal) -> str:
+        """Return the upload that a session id stands for: its own, or the caller's name for it.
+
+        A name that is not known yet is waited for, as ids are. Without Redis only what is
+        watched here is known.
+
+        Raises:
+            NotFound: There is neither an upload of this id nor a session of this name.
+
+        """
+        if session_id in self.hub.watched:
+            return session_id
+        deadline = asyncio.get_running_loop().time() + UNKNOWN_WAIT_S
+        while ID_FORM.fullmatch(session_id):
+            named = await self._projection.named(caller, session_id)
+            if named is not None:
+                return named
+            if is_upload_id(session_id) or await self.load(session_id) is not None:
+                return session_id
+            if asyncio.get_running_loop().time() >= deadline:
+                break
+            await asyncio.sleep(_NAME_RETRY_S)
+        raise NotFound("There is no such upload.")
 
     async def sessions_of(self, caller: Principal) -> list[ProgressState]:
         """Return the caller's sessions, newest first, as of the moment of returning."""

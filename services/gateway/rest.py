@@ -69,7 +69,8 @@ async def read_progress(request: web.Request) -> web.Response:
     session_id, caller = request.match_info["session_id"], principal_of(request)
     details = {"session_id": session_id, "user_id": caller.user_id}
     try:
-        state = await request.app[RELAY].hub.find(session_id)
+        relay = request.app[RELAY]
+        state = await relay.hub.find(await relay.upload_of(session_id, caller))
     except NotFound:
         raise ProgressNotFound(
             "There is no progress for this session.", details=details

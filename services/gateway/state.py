@@ -196,7 +196,7 @@ def _completed_at(
 
 
 def _redirect_url(state: ProgressState | None, event: LifecycleEvent) -> str | None:
-    if isinstance(event, events.UploadCompleted):
+    if isinstance(event, events.UploadCompleted | events.UploadDuplicate):
         return event.redirect_url or None
     return state.redirect_url if state is not None else None
 

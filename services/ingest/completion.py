@@ -234,6 +234,7 @@ class Completion:
             offset=size,
             original_id=original.upload_id,
             cached_result=await cached_result(self._store, known.facts.tenant, sha256),
+            redirect_url=_results_of(known),
         )
         done = known.after("completed", event, completed_at=now, original_id=original.upload_id)
         try:

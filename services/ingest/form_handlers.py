@@ -27,6 +27,7 @@ from services.ingest.sessions import SessionNames
 from services.ingest.settings import Settings
 from shared.errors import ApiError
 from shared.identity import principal_of
+from shared.rate_limit import counts_as
 from shared.web import json_response, problem
 
 __all__ = ["FORM_SESSIONS", "FORM_UPLOADS", "add_form_routes", "provide_forms"]
@@ -89,6 +90,7 @@ def _refusing(handler: Handler) -> Handler:
     return wrapped
 
 
+@counts_as("change")
 @_refusing
 async def receive_form(request: web.Request) -> web.Response:
     """POST: take a file, or a chunk of one; 202 while chunks are missing, then 201."""

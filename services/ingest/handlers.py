@@ -45,6 +45,7 @@ __all__ = [
     "create_upload",
     "discover",
     "look_at_upload",
+    "naming",
     "read_offset",
     "refuse",
     "terminate_upload",
@@ -145,7 +146,7 @@ async def create_upload(request: web.Request) -> web.StreamResponse:
         return _created_whole(request, sidecar, headers["Location"])
     if not with_piece and creation.size != 0:
         return web.Response(status=201, headers=headers)
-    with _naming(headers["Location"]):
+    with naming(headers["Location"]):
         async with uploads.writers.writing(sidecar.upload_id) as lease:
             if with_piece:
                 await _receive(request, lease, provided=0, checks=checks)
@@ -179,7 +180,7 @@ def _birth(request: web.Request, sidecar: Sidecar) -> dict[str, str]:
 
 
 @contextmanager
-def _naming(location: str) -> Iterator[None]:
+def naming(location: str) -> Iterator[None]:
     """Have refusals name the upload that exists by now, so that its client can go on."""
     try:
         with refusing():
@@ -314,6 +315,8 @@ async def look_at_upload(request: web.Request) -> web.StreamResponse:
     """GET: outside tus; where the file is, once it is one, else how far it is (item 174)."""
     uploads, upload_id = request.app[UPLOADS], request.match_info["upload_id"]
     stored = await uploads.find(upload_id, principal_of(request))
+    if stored.sidecar.status == "failed":
+        raise Gone("The upload has failed.")
     headers = _state_headers(request, stored)
     headers["Upload-Complete"] = "?0" if stored.sidecar.status == "created" else "?1"
     if stored.sidecar.status == "completed" and not stored.sidecar.is_partial:

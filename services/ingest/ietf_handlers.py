@@ -32,7 +32,7 @@ from services.ingest.errors import (
     OverLimit,
     ProtocolMismatch,
 )
-from services.ingest.handlers import SETTINGS, UPLOADS
+from services.ingest.handlers import SETTINGS, UPLOADS, naming
 from services.ingest.receive import Ended
 from services.ingest.refusals import never_away, refusing
 from services.ingest.request_body import BodyCut, RequestBody
@@ -93,11 +93,12 @@ async def open_upload(request: web.Request, said: ietf.Request) -> web.StreamRes
     location = answers.location_of(request, sidecar)
     headers = {"Location": location, **answers.limits(request, said, time.time())}
     await answers.tell(request, said, headers)
-    async with uploads.writers.writing(sidecar.upload_id) as lease:
-        if await _take(request, said, lease, checks):
-            return answers.whole(lease.writer.sidecar, lease.writer.offset)
-        headers |= answers.state(request, said, lease.writer)
-        return web.Response(status=201, headers=headers)
+    with naming(location):
+        async with uploads.writers.writing(sidecar.upload_id) as lease:
+            if await _take(request, said, lease, checks):
+                return answers.whole(lease.writer.sidecar, lease.writer.offset)
+            headers |= answers.state(request, said, lease.writer)
+            return web.Response(status=201, headers=headers)
 
 
 @speaks_ietf
@@ -134,7 +135,8 @@ async def read_state(request: web.Request, said: ietf.Request) -> web.StreamResp
                 return web.Response(status=204, headers=headers)
     _refuse_ended(request, stored)
     headers = answers.state(request, said, stored)
-    if request.method == "GET" and stored.sidecar.status == "completed":
+    is_file = stored.sidecar.status == "completed" and not stored.sidecar.is_partial
+    if request.method == "GET" and is_file:
         headers["Location"] = answers.file_url(stored.sidecar)
         return web.Response(status=307, headers=headers)
     return web.Response(status=204, headers=headers)

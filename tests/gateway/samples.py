@@ -42,6 +42,7 @@ class Told:
         size: Declared length in bytes; ``None`` for a deferred one.
         at: When it was made, ms; its events follow one second after another. ``None``: its
             events are made when they are asked for.
+        session_id: The owner's own name for the session.
 
     """
 
@@ -52,6 +53,7 @@ class Told:
         owner: Principal = ADA,
         size: int | None = SIZE,
         at: int | None = START,
+        session_id: str = "",
     ) -> None:
         self.id: Final = upload_id or new_id()
         self._at: Final = at
@@ -64,6 +66,7 @@ class Told:
             filename="test_video.mp4",
             content_type="video/mp4",
             metadata={"filename": "test_video.mp4"},
+            session_id=session_id,
         )
         self.seq = 0
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
+import msgspec
 import pytest
 
 from shared.identity import Principal
@@ -264,3 +265,28 @@ async def _degraded(http: aiohttp.ClientSession, service: ServiceProcess) -> boo
     async with http.get(f"{service.internal_url}/readyz") as answer:
         assert answer.status == 200
         return "gateway.redis" in await answer.text()
+
+
+async def test_the_callers_own_name(
+    gateway: ServiceProcess, http: aiohttp.ClientSession, feed: Feed, caller: Principal
+) -> None:
+    """Contract: the name a client gave its session is good wherever an id is, for it alone."""
+    told = Told(owner=caller, session_id="my.video-1")
+    reading = asyncio.ensure_future(read(http, gateway, "my.video-1", caller))
+    await asyncio.sleep(0.3)
+    await feed.tell(told.created())
+    status, body = await reading
+    assert (status, body["session_id"]) == (200, told.id)
+    neighbour = msgspec.structs.replace(caller, user_id=f"{caller.user_id}x")
+    stranger = msgspec.structs.replace(caller, tenant=f"{caller.tenant}x")
+    for one in (neighbour, stranger):
+        assert (await read(http, gateway, "my.video-1", one))[0] == 404
+    again = Told(owner=caller, session_id="my.video-1")
+    await feed.tell(told.cancelled(), again.created())
+
+    async def moved() -> bool:
+        return bool(
+            (await read(http, gateway, "my.video-1", caller))[1]["session_id"] == again.id
+        )
+
+    await eventually(moved, "the name stands for the new session")

@@ -81,6 +81,30 @@ async def test_dashboard_session(
         assert failed["data"]["error_message"] == "Disk on fire"
 
 
+async def test_the_callers_own_name(
+    gateway: ServiceProcess, dial: Dial, feed: Feed, caller: Principal
+) -> None:
+    """A socket watches a session by the name that its client gave it, in path and message."""
+    told = Told(owner=caller, session_id="my.film")
+    await feed.tell(told.created())
+    async with dial(f"{gateway.url}{DASHBOARD}/my.film", bearer(caller)) as peer:
+        assert (await peer.hear())["session_id"] == told.id
+    async with dial(f"{gateway.url}{DASHBOARD}/{told.id}", bearer(caller)) as peer:
+        await peer.hear()
+        await peer.say({"type": "unsubscribe_session", "session_id": told.id})
+        assert (await peer.hear())["event_type"] == "unsubscribed"
+        await peer.say({"type": "subscribe_session", "session_id": "my.film"})
+        assert [(await peer.hear())["event_type"] for _ in range(2)] == [
+            "upload_progress",
+            "subscribed",
+        ]
+        await peer.say({"type": "unsubscribe_session", "session_id": "my.film"})
+        assert (await peer.hear())["event_type"] == "unsubscribed"
+        await feed.tell(told.failed())
+        await peer.say({"type": "ping"})
+        assert (await peer.hear())["event_type"] == "pong"
+
+
 async def test_dashboard_follows_the_caller(
     gateway: ServiceProcess, dial: Dial, feed: Feed, caller: Principal
 ) -> None:

@@ -152,6 +152,15 @@ def test_a_failure_keeps_its_reason() -> None:
     assert state.error_code == "CHECKSUM_MISMATCH"
 
 
+def test_duplicate_leads_on_as_a_completion_does() -> None:
+    """A page that waits for its upload goes to the results of the copy, too."""
+    told = Told()
+    created, url = told.created(), f"/dashboard/videos/{told.id}/results"
+    state = fold(fold(None, created), told.duplicate(redirect_url=url))
+    assert state is not None
+    assert (state.status, state.redirect_url) == ("completed", url)
+
+
 def test_what_only_the_completion_tells_is_kept() -> None:
     """Where to go next, and when it was complete, outlive the events that follow."""
     told = Told()

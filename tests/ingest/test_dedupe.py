@@ -33,7 +33,7 @@ from tests.ingest.evidence import (
 )
 from tests.ingest.media_heads import HEADS
 from tests.ingest.test_bad_input import SECRET, bearer
-from tests.ingest.tus_client import CHUNK, TUS, Tus, id_of, metadata
+from tests.ingest.tus_client import CHUNK, TUS, Tus, id_of, metadata, path_of
 from tests.ingest.wire import Answer, Connection, head_of
 from tests.processes import RedisServer, running, wait_until
 
@@ -350,6 +350,18 @@ def test_tenants_with_strange_names(shop: Ingest) -> None:
     content = os.urandom(100)
     store(as_user(shop, "ada", "t1:x/{}"), content)
     known(shop, content, "t1%3Ax%2F%7B%7D")
+
+
+def test_duplicate_tells_where_the_page_goes(shop: Ingest) -> None:
+    """The event of a duplicate leads to its results, as that of a completion does."""
+    content, tus = os.urandom(100), as_user(shop, "ada")
+    store(tus, content)
+    wait_until(lambda: entry(shop, content), "the bytes are known")
+    path = path_of(tus.post(declared(content)))
+    wait_until(lambda: lifecycle(shop.redis.url, path), "the event is out")
+    event = lifecycle(shop.redis.url, path)[-1]
+    assert isinstance(event, UploadDuplicate)
+    assert event.redirect_url == f"/dashboard/videos/{id_of(path)}/results"
 
 
 # Without a declaration.

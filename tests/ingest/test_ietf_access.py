@@ -11,6 +11,7 @@ from services.ingest.location import COLLECTION
 from tests.ingest.conftest import Ingest, Starter
 from tests.ingest.evidence import blob, snapshot, tracebacks
 from tests.ingest.ietf_client import Ietf, limits_of, problem_of
+from tests.ingest.parts import part
 from tests.ingest.tus_client import path_of, wait_for_offset
 from tests.ingest.wire import Connection
 from tests.processes import wait_until
@@ -135,3 +136,10 @@ def test_replica_takes_over(pair: tuple[Ingest, Ingest]) -> None:
     with Connection(here.port) as again:
         again.request("PATCH", path, here.append_headers(10, True))
         assert again.read().status == 201
+
+
+def test_a_piece_of_a_tus_upload_is_no_file(ingest: Ingest) -> None:
+    """A complete piece must not be said to lie in storage, where it never will."""
+    path = part(ingest.tus, b"piece")
+    answer = ingest.tus.ask("GET", path, {"Upload-Draft-Interop-Version": "8"})
+    assert (answer.status, "Location" in answer.headers) == (204, False)

@@ -14,6 +14,7 @@ import pytest
 import redis as redis_client
 
 from services.ingest import usage
+from services.ingest.location import COLLECTION
 from services.ingest.quotas import COUNTED, tenant_key
 from services.ingest.usage import NOTHING, Usage
 from shared.events import (
@@ -375,6 +376,16 @@ def test_what_events_change() -> None:
     facts = UploadFacts(user_id="u", tenant="t", created_at=1, job_id="j", size=9)
     assert usage.after(UploadCreated(upload_id="i", seq=1, at=1, upload=facts)) is None
     assert usage.after(UploadExpired(upload_id="i", seq=2, at=1, upload=facts)) == NOTHING
+
+
+def test_refused_beginning_names_its_upload(both: tuple[Ingest, Ingest]) -> None:
+    """Without interim answers only the refusal can tell which upload is left open."""
+    user = User(both[0])
+    user.create(900)
+    answer = user.ask("POST", COLLECTION, {"Upload-Complete": "?0"}, b"x" * 200)
+    assert answer.status == 413
+    assert user.delete(path_of(answer)).status == 204
+    user.counts(bytes=900, open=1, uploads=1)
 
 
 def test_final_upload_of_unknown_length(both: tuple[Ingest, Ingest]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.ingest.conftest import Starter
 from tests.ingest.evidence import tracebacks
+from tests.ingest.form_client import Forms, body_of, file_part, text_parts
 
 
 def test_too_many_creations(start_ingest: Starter) -> None:
@@ -23,3 +24,16 @@ def test_too_many_creations(start_ingest: Starter) -> None:
         assert tus.patch(path, offset, b"x" * 10).status == 204
     assert tus.ask("OPTIONS", path, {}).status == 204
     assert tracebacks(ingest.service) == []
+
+
+def test_forms(start_ingest: Starter) -> None:
+    """Chunks are no creations, and no header makes them reads: they heed none."""
+    ingest = start_ingest(RATE_LIMIT_ENABLED="true", RATE_LIMIT_CREATE="1/s burst 1")
+    forms = Forms(ingest.service.port)
+    session_id = forms.post(b"x", chunk_index=0, total_chunks=3).data["session_id"]
+    fields = {"session_id": session_id, "chunk_index": 1, "total_chunks": 3}
+    assert forms.post(b"y", **fields).status == 202
+    body = body_of([*text_parts({**fields, "chunk_index": 2}), file_part(b"z")])
+    last = forms.post_body(body, X_HTTP_Method_Override="GET")
+    assert last.status == 201
+    assert last.answer.headers["RateLimit"].startswith('"change"')

@@ -214,6 +214,14 @@ def test_refused_when_the_first_bytes_came_before(ingest: Ingest) -> None:
     failed(ingest, path)
 
 
+def test_failed_upload_is_not_called_complete(ingest: Ingest) -> None:
+    """Whoever looks at an upload that failed must not be told that it is all there."""
+    path = ingest.tus.create(6, FILM)
+    assert ingest.tus.patch(path, 0, MP4[:6]).status == 415
+    answer = ingest.tus.ask("GET", path, {})
+    assert (answer.status, "Upload-Complete" in answer.headers) == (410, False)
+
+
 def test_refused_with_a_checksum(ingest: Ingest) -> None:
     """A checksum says that the bytes arrived, not that they are a video."""
     path, body = ingest.tus.create(LARGEST, FILM), HEADS["png"] * 100
