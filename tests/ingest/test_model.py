@@ -11,8 +11,8 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from shared.sidecar import new_id
 from tests.ingest.conftest import started
-from tests.ingest.machine import Uploading
-from tests.ingest.places import BucketPlace, FolderPlace, Place
+from tests.ingest.interleavings.ending import Uploading
+from tests.ingest.interleavings.places import BucketPlace, FolderPlace, Place
 from tests.processes import RedisServer, running
 from tests.s3_servers import MotoServer
 
@@ -26,9 +26,7 @@ def folder_place(bus: RedisServer, tmp_path: Path) -> Iterator[Place]:
 
 
 @pytest.fixture
-def bucket_place(
-    bus: RedisServer, moto_server: MotoServer, tmp_path: Path
-) -> Iterator[Place]:
+def bucket_place(bus: RedisServer, moto_server: MotoServer, tmp_path: Path) -> Iterator[Place]:
     """An ingest process on a place in a bucket."""
     place = BucketPlace(bus, moto_server, f"model-{new_id()}", tmp_path)
     with running(place.ingest.service):
@@ -51,19 +49,19 @@ def play(place: Place, *, examples: int, steps: int) -> None:
 
 def test_in_a_folder(folder_place: Place) -> None:
     """Some order of things would lose, mix up or leave behind what an upload has."""
-    play(folder_place, examples=8, steps=12)
+    play(folder_place, examples=8, steps=10)
 
 
 def test_in_a_bucket(bucket_place: Place) -> None:
     """The same on S3."""
-    play(bucket_place, examples=4, steps=10)
+    play(bucket_place, examples=3, steps=8)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_in_a_folder_for_long(folder_place: Place) -> None:
     """The same, many times over."""
-    play(folder_place, examples=120, steps=30)
+    play(folder_place, examples=100, steps=30)
 
 
 @pytest.mark.slow
