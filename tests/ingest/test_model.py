@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from shared.sidecar import new_id
@@ -33,14 +33,20 @@ def bucket_place(bus: RedisServer, moto_server: MotoServer, tmp_path: Path) -> I
         yield place
 
 
-def play(place: Place, *, examples: int, steps: int) -> None:
-    """Play so many games of so many steps."""
+def play(place: Place, *, examples: int, steps: int, shrink: bool = True) -> None:
+    """Play so many games of so many steps.
+
+    A game that is lost is told as it was, or shrunk: that takes minutes.
+    """
+    phases = [Phase.reuse, Phase.generate, *([Phase.shrink] if shrink else [])]
     Uploading.place = place
     run_state_machine_as_test(
         Uploading,
         settings=settings(
             max_examples=examples,
             stateful_step_count=steps,
+            phases=phases,
+            print_blob=True,
             deadline=None,
             suppress_health_check=list(HealthCheck),
         ),
@@ -49,12 +55,12 @@ def play(place: Place, *, examples: int, steps: int) -> None:
 
 def test_in_a_folder(folder_place: Place) -> None:
     """Some order of things would lose, mix up or leave behind what an upload has."""
-    play(folder_place, examples=8, steps=10)
+    play(folder_place, examples=8, steps=10, shrink=False)
 
 
 def test_in_a_bucket(bucket_place: Place) -> None:
     """The same on S3."""
-    play(bucket_place, examples=3, steps=8)
+    play(bucket_place, examples=3, steps=8, shrink=False)
 
 
 @pytest.mark.slow
