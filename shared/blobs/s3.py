@@ -263,10 +263,9 @@ class S3Store:
             except BaseException:
                 await lease.release()
                 raise
-            if view.turn.fence < lease.fence:
+            if (least_fence := view.turn.fence) < lease.fence:
                 return S3Writer(self, lease, view)
             await lease.release()  # whoever grants them has lost its memory
-            least_fence = view.turn.fence
 
     # Handing over.
 

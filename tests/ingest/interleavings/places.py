@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import time
-from contextlib import closing
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -22,8 +21,12 @@ __all__ = ["BucketPlace", "FolderPlace", "Place"]
 
 PATIENT: Final = {
     # Nothing that a test does may depend on how long it takes.
-    **{"UPLOAD_IDLE_TIMEOUT": "3600", "UPLOAD_MIN_RATE": "0", "REAPER_INTERVAL": "0"},
-    **{"RATE_LIMIT_ENABLED": "false", "AUTH_MODE": "open", "LOG_FORMAT": "json"},
+    "UPLOAD_IDLE_TIMEOUT": "3600",
+    "UPLOAD_MIN_RATE": "0",
+    "REAPER_INTERVAL": "0",
+    "RATE_LIMIT_ENABLED": "false",
+    "AUTH_MODE": "open",
+    "LOG_FORMAT": "json",
 }
 
 
@@ -122,7 +125,7 @@ class BucketPlace:
     def __init__(
         self, redis: RedisServer, server: MotoServer, prefix: str, folder: Path
     ) -> None:
-        self._server: Final = server
+        self._client: Final = client_of(server)  # making one takes longer than most calls
         self._prefix: Final = prefix
         store = {
             "BLOB_STORE": f"s3://{BUCKET}/{prefix}",
@@ -142,30 +145,26 @@ class BucketPlace:
 
     def content(self, path: str) -> bytes | None:
         """Return the finished object."""
-        with closing(client_of(self._server)) as client:
-            key = f"{self._prefix}/{id_of(path)}"
-            try:
-                return bytes(client.get_object(Bucket=BUCKET, Key=key)["Body"].read())
-            except ClientError as exc:
-                assert exc.response["Error"]["Code"] == "NoSuchKey", exc
+        key = f"{self._prefix}/{id_of(path)}"
+        try:
+            return bytes(self._client.get_object(Bucket=BUCKET, Key=key)["Body"].read())
+        except ClientError as exc:
+            if exc.response["Error"]["Code"] == "NoSuchKey":
                 return None
+            raise
 
     def left(self, path: str) -> list[str]:
         """Return the names of its objects, its marks, and its multipart uploads."""
-        with closing(client_of(self._server)) as client:
-            keys = []
-            for folder in ("", "open/", "due/"):
-                prefix = f"{self._prefix}/{folder}{id_of(path)}"
-                found: Any = client.list_objects_v2(Bucket=BUCKET, Prefix=prefix)
-                keys += [one["Key"] for one in found.get("Contents", ())]
-            prefix = f"{self._prefix}/{id_of(path)}"
-            found = client.list_multipart_uploads(Bucket=BUCKET, Prefix=self._prefix)
-            keys += [
-                f"{one['Key']} ({one['UploadId']})"
-                for one in found.get("Uploads", ())
-                if one["Key"].startswith(prefix)
-            ]
-            return [one.removeprefix(f"{self._prefix}/") for one in keys]
+        keys = []
+        for folder in ("", "open/", "due/"):
+            prefix = f"{self._prefix}/{folder}{id_of(path)}"
+            found: Any = self._client.list_objects_v2(Bucket=BUCKET, Prefix=prefix)
+            keys += [one["Key"] for one in found.get("Contents", ())]
+        prefix = f"{self._prefix}/{id_of(path)}"
+        found = self._client.list_multipart_uploads(Bucket=BUCKET, Prefix=self._prefix)
+        parts = (one["Key"] for one in found.get("Uploads", ()))
+        keys += [f"{key} (multipart)" for key in parts if key.startswith(prefix)]
+        return [one.removeprefix(f"{self._prefix}/") for one in keys]
 
     def age(self, path: str) -> None:
         """Nothing: the server's clock cannot be set."""
