@@ -5,9 +5,7 @@ Item 173 names the faults of other servers' S3 stores; each of them is a test he
 
 from __future__ import annotations
 
-import random
-import tracemalloc
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any, Final
 
 import pytest
@@ -15,10 +13,7 @@ from msgspec.structs import replace
 
 from shared.blobs.s3 import S3Store
 from shared.blobs.s3_calls import Outdated, S3Failed
-from shared.blobs.store import BlobWriter
-from shared.sidecar import Sidecar, new_id
-from tests.s3_proxy import Call, Fate, S3Proxy
-from tests.s3_servers import MotoServer, S3Server, options_of
+from tests.s3_proxy import Call, Fate
 from tests.shared.blobs.conformance import (
     content,
     ended,
@@ -28,69 +23,8 @@ from tests.shared.blobs.conformance import (
     stored_file,
     writing,
 )
-from tests.shared.blobs.memory_leases import MemoryLeases, Registry
-from tests.shared.samples import FACTS, new_sidecar
-
-PART: Final = 1024
-
-
-class Bench:
-    """A server behind a proxy, and stores that reach it through the proxy or past it."""
-
-    def __init__(self, server: S3Server, proxy: S3Proxy) -> None:
-        self.proxy: Final = proxy
-        self.registry: Final = Registry()
-        self.prefix: Final = f"faults/{new_id()}/"
-        self._server: Final = server
-
-    def store(self, *, direct: bool = False, patience_s: float = 0.0, **more: Any) -> S3Store:
-        """Return one more store on the same objects, not opened yet."""
-        options = options_of(self._server if direct else self.proxy, patience_s=patience_s)
-        return S3Store(
-            options,
-            prefix=self.prefix,
-            leases=MemoryLeases(self.registry),
-            **{"part_size": PART, **more},
-        )
-
-
-@pytest.fixture
-async def bench(s3_server: S3Server) -> AsyncIterator[Bench]:
-    """A place of the test's own on each server."""
-    async with S3Proxy(
-        s3_server.url,
-        access_key_id=s3_server.access_key_id,
-        secret_access_key=s3_server.secret_access_key,
-    ) as proxy:
-        yield Bench(s3_server, proxy)
-
-
-@pytest.fixture
-async def moto_bench(moto_server: MotoServer) -> AsyncIterator[Bench]:
-    """A place of the test's own on the faster server."""
-    async with S3Proxy(
-        moto_server.url,
-        access_key_id=moto_server.access_key_id,
-        secret_access_key=moto_server.secret_access_key,
-    ) as proxy:
-        yield Bench(moto_server, proxy)
-
-
-def sized(body: bytes) -> Sidecar:
-    """Return the record of a new upload of this length."""
-    sidecar = new_sidecar()
-    return replace(sidecar, facts=replace(FACTS, size=len(body)))
-
-
-async def append(writer: BlobWriter, body: bytes, upto: int) -> int:
-    """Write up to an offset in uneven pieces and sync; return what is acknowledged."""
-    at = writer.offset
-    while at < upto:
-        size = min(700, upto - at)
-        await writer.write([body[at : at + size]])
-        at += size
-    await writer.sync()
-    return writer.offset
+from tests.shared.blobs.s3_bench import PART, Bench, append, keys, sized
+from tests.shared.samples import new_sidecar
 
 
 class Life:
@@ -125,13 +59,6 @@ class Life:
         stored = await store.read(upload_id)
         assert (stored.offset, stored.visible) == (len(self.body), True)
         assert await content(store, upload_id) == self.body
-
-
-async def keys(store: S3Store) -> set[str]:
-    """Return what is left below the store's prefix, but for the marks of events."""
-    listed = await store.client.list_all(store.keys.prefix)
-    names = {one.key.removeprefix(store.keys.prefix) for one in listed}
-    return {one for one in names if not one.startswith("due/")}
 
 
 async def crash_at(bench: Bench, number: int, fate: Fate, body: bytes) -> bool:
@@ -345,76 +272,6 @@ async def test_a_tail_is_deleted_after_its_bytes_are_in_a_part(moto_bench: Bench
             moto_bench.proxy.decide = lambda _: "pass"
             await append(writer, body, PART + 10)
         assert (await store.read(sidecar.upload_id)).offset == PART + 10
-
-
-@pytest.mark.parametrize(
-    ("size", "least"),
-    [
-        pytest.param(700, 34, id="some"),
-        pytest.param(3000, 121, id="many", marks=pytest.mark.slow),
-    ],
-)
-async def test_small_requests_add_up(moto_bench: Bench, size: int, least: int) -> None:
-    """Item 28: many requests of a few bytes, each with a turn of its own."""
-    body = pattern(size)
-    sidecar = sized(body)
-    order = random.Random(1)
-    async with opened(moto_bench.store(direct=True, part_size=1024)) as store:
-        await store.create(sidecar)
-        at, count = 0, 0
-        while at < len(body):
-            upto = min(at + order.randrange(1, 40), len(body))
-            async with writing(store, sidecar.upload_id) as writer:
-                assert writer.offset == at
-                at = await append(writer, body, upto)
-            count += 1
-            pieces = [one for one in await keys(store) if ".tail." in one]
-            assert len(pieces) <= 33
-        async with writing(store, sidecar.upload_id) as writer:
-            await writer.finish(finished(sidecar))
-        assert count >= least  # more than there may be pieces
-        assert await content(store, sidecar.upload_id) == body
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-async def test_twelve_thousand_small_requests(moto_bench: Bench) -> None:
-    """Item 28: more requests than there are part numbers, with parts of the real size."""
-    body = pattern(12_000 * 1024)
-    sidecar = sized(body)
-    async with opened(moto_bench.store(direct=True, part_size=5 * 1024 * 1024)) as store:
-        await store.create(sidecar)
-        for at in range(0, len(body), 1024):
-            async with writing(store, sidecar.upload_id) as writer:
-                assert writer.offset == at
-                await writer.write([body[at : at + 1024]])
-                await writer.sync()
-        async with writing(store, sidecar.upload_id) as writer:
-            await writer.finish(finished(sidecar))
-        assert await content(store, sidecar.upload_id) == body
-
-
-async def test_memory_is_bounded_while_the_server_is_slow(moto_bench: Bench) -> None:
-    """A client that is faster than S3 is held back: only the parts in flight pile up."""
-    part, parallel = 256 * 1024, 4
-    piece = pattern(64 * 1024)
-    sidecar = replace(new_sidecar(), facts=replace(FACTS, size=None))
-    async with opened(moto_bench.store(part_size=part, parallel_parts=parallel)) as store:
-        await store.create(sidecar)
-        moto_bench.proxy.delay_s = 0.05
-        async with writing(store, sidecar.upload_id) as writer:
-            await writer.write([piece])
-            tracemalloc.start()
-            try:
-                for _ in range(100):
-                    await writer.write([bytes(piece)] * 4)
-                peak = tracemalloc.get_traced_memory()[1]
-            finally:
-                tracemalloc.stop()
-            await writer.sync()
-        # The proxy is in this process: it holds each part in flight too, in two copies.
-        assert peak < (parallel * 4 + 2) * part + 2 * 1024 * 1024
-        assert (await store.read(sidecar.upload_id)).offset == 401 * len(piece)
 
 
 async def test_a_record_is_not_overwritten_by_who_does_not_know_it(
