@@ -184,10 +184,8 @@ class S3Store:
     async def create(self, sidecar: Sidecar) -> list[Due]:
         """Mark the upload as open, then record it; a mark without a record is swept."""
         upload_id = sidecar.upload_id
-        marks = (
-            self.keys.open_mark(upload_id),
-            *(self.keys.due(upload_id, event.seq) for event in sidecar.outbox),
-        )
+        marks = [self.keys.due(upload_id, event.seq) for event in sidecar.outbox]
+        marks.append(self.keys.open_mark(upload_id))
         await self.client.each([partial(self.client.put, one, b"") for one in marks])
         try:
             due, _ = await self.save(sidecar, "", mark=False, check=lambda: None)
@@ -309,12 +307,8 @@ class S3Store:
     async def remove_scaffold(self, upload_id: str) -> None:
         """Remove all but the record and the bytes of a finished upload."""
         kept = {self.keys.blob(upload_id), self.keys.info(upload_id)}
-        await self.client.each(
-            [
-                partial(self._abort_all, upload_id),
-                partial(self._remove_but, upload_id, kept),
-            ]
-        )
+        jobs = [partial(self._abort_all, upload_id), partial(self._remove_but, upload_id, kept)]
+        await self.client.each(jobs)
 
     async def _abort_all(self, upload_id: str) -> None:
         uploads = await self.client.uploads(self.keys.blob(upload_id))

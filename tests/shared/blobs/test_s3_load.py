@@ -84,7 +84,7 @@ async def test_small_requests_add_up(moto_bench: Bench, size: int, least: int) -
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 async def test_twelve_thousand_small_requests(moto_bench: Bench) -> None:
     """Item 28: more requests than there are part numbers, with parts of the real size."""
     body = pattern(12_000 * 1024)
