@@ -78,7 +78,8 @@ def _without_late_digests(file: Path) -> bytes:
         record = decode(content)
         facts = replace(record.facts, file_hash="")
         events_ = tuple(replace(one, upload=facts) for one in record.outbox)
-        return repr(replace(record, digests={}, facts=facts, outbox=events_)).encode()
+        bare = replace(record, digests={}, original_id="", facts=facts, outbox=events_)
+        return repr(bare).encode()
     return content
 
 

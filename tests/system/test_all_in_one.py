@@ -196,12 +196,15 @@ def test_commands_of_the_banner(started: Everything, tmp_path: Path) -> None:
     """The lines that it prints to try work as they stand, but for the id."""
     (tmp_path / "README.md").write_bytes(CONTENT)
     text = started.stdout
-    upload, progress, fetch = re.findall(r"^  (curl (?:.*\\\n)*.*)$", text, re.MULTILINE)
+    upload, form, progress, fetch = re.findall(r"^  (curl .*)$", text, re.MULTILINE)
 
-    posted = subprocess.run(upload, shell=True, cwd=tmp_path, capture_output=True, check=True)
-    found = re.search(rb"^Location: .*/(\S+)\r$", posted.stdout, re.MULTILINE)
-    assert found is not None, posted.stdout
-    upload_id = found[1].decode()
+    ids = []
+    for line in (upload, form):
+        posted = subprocess.run(line, shell=True, cwd=tmp_path, capture_output=True, check=True)
+        answer = json.loads(posted.stdout)
+        ids.append(answer.get("data", answer)["upload_id"])
+    upload_id = ids[0]
+    assert len(set(ids)) == 2
     shown, _ = (
         subprocess.run(
             line.replace("ID", upload_id),
