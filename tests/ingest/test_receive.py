@@ -378,14 +378,14 @@ async def test_memory_is_bounded(scene: Scene, monkeypatch: pytest.MonkeyPatch) 
     """While the disk hangs, no more than two batches and the socket's buffers are taken in."""
     disk = Disk(durable.write_all, 1)
     monkeypatch.setattr(filesystem_writer, "write_all", disk.write_all)
-    client = scene.begin(length=64 * MEGABYTE)
+    client = scene.begin(length=256 * MEGABYTE)
     client.socket.settimeout(1.0)
     taken = 0
     loop = asyncio.get_running_loop()
     with contextlib.suppress(TimeoutError):
-        while taken < 64 * MEGABYTE:
+        while taken < 256 * MEGABYTE:
             taken += await loop.run_in_executor(None, client.socket.send, bytes(MEGABYTE))
-    assert taken < 32 * MEGABYTE
+    assert taken < 64 * MEGABYTE  # the kernel may take 36 of them by itself
     client.cut("rst")
     disk.go_on.set()
     await scene.end()
