@@ -390,20 +390,6 @@ def test_holder_that_is_frozen(pair: tuple[Ingest, Ingest]) -> None:
 # The disk.
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 16 MB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(command, check=False).returncode:
-        pytest.skip("mounting a small file system needs root")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
 def test_disk_full(start_ingest: Starter, small_disk: Path) -> None:
     """A full disk gives 507 and an honest offset; the upload goes on when there is room."""
     ingest = start_ingest(data_dir=small_disk / "data", UPLOAD_MIN_FREE_BYTES="0")
