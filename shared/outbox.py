@@ -36,7 +36,8 @@ log = structlog.stdlib.get_logger(__name__)
 _EPOCH_KEY: Final = "ingest:epoch"
 _EPOCH_NOTE: Final = "epoch"
 _REPUBLISH_LOCK: Final = "ingest:epoch:lock"
-_REPUBLISH_LOCK_S: Final = 60.0
+_REPUBLISH_LOCK_S: Final = 10.0
+"""How long others wait for one that was killed at it."""
 _EPOCH_CHECK_S: Final = 1.0
 _PUBLISHING_S: Final = 0.05
 _SWEEP_S: Final = 15.0
@@ -197,13 +198,14 @@ class Outbox:
                 handed_over.add(Due(event.upload_id, event.seq))
             self._on_republish(sidecar)
             count += 1
+            await self._lock.keep()
         while handed_over & self._queued.keys():
             await self._wait_for_publisher()
         return count
 
     async def _wait_for_publisher(self) -> None:
         await asyncio.sleep(_PUBLISHING_S)
-        await self._lock.take()
+        await self._lock.keep()
 
     async def _epoch(self) -> str:
         await self._redis.set(_EPOCH_KEY, uuid.uuid4().hex, nx=True)

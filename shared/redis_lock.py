@@ -6,6 +6,7 @@ twice needs a lease (``shared.redis_leases``).
 
 from __future__ import annotations
 
+import time
 import uuid
 from typing import Final
 
@@ -21,6 +22,8 @@ if owner and owner ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return 1
 """
+
+_RENEWALS_PER_TTL: Final = 4
 
 _DROP: Final = """
 if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
@@ -45,6 +48,8 @@ class RedisLock:
         self._redis: Final = redis
         self._key: Final = key
         self._ttl_ms: Final = int(ttl_s * 1000)
+        self._renew_after_s: Final = ttl_s / _RENEWALS_PER_TTL
+        self._taken_at = 0.0
         self._owner: Final = uuid.uuid4().hex
 
     async def take(self) -> bool:
@@ -52,7 +57,16 @@ class RedisLock:
         taken = await command(
             self._redis, "EVAL", _TAKE, 1, self._key, self._owner, self._ttl_ms
         )
+        self._taken_at = time.monotonic()
         return bool(taken)
+
+    async def keep(self) -> None:
+        """Take the lock again if it was taken a while ago; for each step of long work.
+
+        So ``ttl_s`` may be short: others wait for it when the owner is killed.
+        """
+        if time.monotonic() - self._taken_at >= self._renew_after_s:
+            await self.take()
 
     async def drop(self) -> None:
         """Let others have the lock; one that is theirs already stays theirs."""

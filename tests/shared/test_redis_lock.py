@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from redis.asyncio import Redis
 
 from shared.redis_lock import RedisLock
@@ -40,3 +42,16 @@ async def test_taking_again_makes_it_last(any_redis: Redis) -> None:
     assert await one.take()
 
     assert await any_redis.pttl("lock") > 500
+
+
+async def test_kept_at_each_step_of_long_work(any_redis: Redis) -> None:
+    """Work that takes longer than the lock lasts keeps it, and others get it soon after."""
+    one, other = (RedisLock(any_redis, "lock", ttl_s=0.4) for _ in range(2))
+    assert await one.take()
+
+    for _ in range(30):
+        await one.keep()
+        assert not await other.take()
+        await asyncio.sleep(0.03)
+
+    await eventually(other.take, "the lock has run out", 5)
