@@ -7,9 +7,10 @@ Units
     bytes per second.
 
 Order
-    ``seq`` counts the lifecycle events of one upload from 1, without holes. Readers drop
-    an event whose ``seq`` they have. Every lifecycle event carries all facts about its
-    upload, so that each one alone is enough to know its state.
+    ``seq`` counts the lifecycle events of one upload from 1, without holes; those of its job
+    are counted by the worker, from 1 as well. Readers drop an event whose ``seq`` they have.
+    Every lifecycle event carries all facts about its upload, so that each one alone is enough
+    to know its state.
 
 Evolution
     Services are deployed one at a time, so old and new builds always meet. Names are
@@ -29,6 +30,7 @@ __all__ = [
     "FileDeleted",
     "FileStored",
     "JobCompleted",
+    "JobEvent",
     "JobFailed",
     "JobProgress",
     "JobQueued",
@@ -142,27 +144,29 @@ class FileDeleted(_Lifecycle, frozen=True, tag="file.deleted"):
     """The file is gone: bytes, sidecar and records. Others drop what they hold of it."""
 
 
-class _Job(_Lifecycle, frozen=True):
+class JobEvent(_Lifecycle, frozen=True):
+    """What a worker tells of the processing of an upload; counted apart from the upload."""
+
     job_id: str
     stage: str = ""
     message: str = ""
 
 
-class JobQueued(_Job, frozen=True, tag="job.queued"):
+class JobQueued(JobEvent, frozen=True, tag="job.queued"):
     """A job waits for a worker."""
 
 
-class JobStarted(_Job, frozen=True, tag="job.started"):
+class JobStarted(JobEvent, frozen=True, tag="job.started"):
     """A worker has begun."""
 
 
-class JobCompleted(_Job, frozen=True, tag="job.completed"):
+class JobCompleted(JobEvent, frozen=True, tag="job.completed"):
     """The job is done."""
 
     result: dict[str, Any] = {}
 
 
-class JobFailed(_Job, frozen=True, tag="job.failed"):
+class JobFailed(JobEvent, frozen=True, tag="job.failed"):
     """The job has ended without a result."""
 
     error_code: str = ""

@@ -16,7 +16,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import structlog
 from prometheus_client import Counter, Gauge
@@ -24,7 +24,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from shared import events
-from shared.events import LifecycleEvent, UploadProgress
+from shared.events import JobEvent, JobProgress, LifecycleEvent, UploadProgress
 from shared.streams import (
     REDIS_FAILURES,
     Command,
@@ -53,6 +53,14 @@ FAILURES = Counter("bus_publish_failures_total", "Writes to Redis that failed an
 WAITING = Gauge("bus_lifecycle_waiting", "Lifecycle events not yet written.")
 
 
+_Key: TypeAlias = tuple[bool, str]
+"""Whether a position is that of the job, and the upload's id."""
+
+
+def _key_of(position: UploadProgress | JobProgress) -> _Key:
+    return isinstance(position, JobProgress), position.upload_id
+
+
 class _Waiting(NamedTuple):
     event: LifecycleEvent
     published: Callable[[], None]
@@ -79,8 +87,8 @@ class Publisher:
         self._producer: Final = secrets.token_hex(6)
         self._numbers: Final = [0] * partitions
         self._queue: Final[deque[_Waiting]] = deque()
-        self._positions: Final[dict[str, UploadProgress]] = {}
-        self._next_at: Final[dict[str, float]] = {}
+        self._positions: Final[dict[_Key, UploadProgress | JobProgress]] = {}
+        self._next_at: Final[dict[_Key, float]] = {}
         self._forget_at = 0.0
         self._wake: Final = asyncio.Event()
         self.degraded = False
@@ -96,18 +104,20 @@ class Publisher:
             REFUSED.inc()
             return False
         if not isinstance(event, events.UploadCreated):
-            self._positions.pop(event.upload_id, None)  # the event says more than they do
-            self._next_at.pop(event.upload_id, None)
+            key = (isinstance(event, JobEvent), event.upload_id)
+            self._positions.pop(key, None)  # the event says more than they do
+            self._next_at.pop(key, None)
         self._queue.append(_Waiting(event, published))
         self._wake.set()
         return True
 
-    def progress(self, position: UploadProgress) -> None:
-        """Offer a position; it replaces one of the same upload that still waits."""
+    def progress(self, position: UploadProgress | JobProgress) -> None:
+        """Offer a position; it replaces one of the same upload, or job, that still waits."""
         is_alone = not self._positions  # then the writer sleeps without a tick
-        if is_alone or position.upload_id not in self._next_at:
+        key = _key_of(position)
+        if is_alone or key not in self._next_at:
             self._wake.set()
-        self._positions[position.upload_id] = position
+        self._positions[key] = position
 
     async def run(self) -> None:
         """Write what is queued, forever. Cancel it to stop; then call ``drain``."""
@@ -170,7 +180,7 @@ class Publisher:
             replies = await self._write([one.event for one in batch], positions)
         except BaseException:
             for one in positions:
-                self._positions.setdefault(one.upload_id, one)
+                self._positions.setdefault(_key_of(one), one)
             raise
         self._settle(batch, replies)
         refusal = next((one for one in replies if isinstance(one, ResponseError)), None)
@@ -200,7 +210,7 @@ class Publisher:
         WAITING.set(len(self._queue))
         PUBLISHED.labels("events").inc(len(batch) - len(kept))
 
-    def _take_due_positions(self) -> list[UploadProgress]:
+    def _take_due_positions(self) -> list[UploadProgress | JobProgress]:
         now = time.monotonic()
         soon = now + _TICK_S
         due = [one for one in self._positions if self._next_at.get(one, now) <= soon]
@@ -209,7 +219,7 @@ class Publisher:
         return [self._positions.pop(one) for one in due]
 
     async def _write(
-        self, lifecycle: list[LifecycleEvent], positions: list[UploadProgress]
+        self, lifecycle: list[LifecycleEvent], positions: list[UploadProgress | JobProgress]
     ) -> list[Any]:
         """Return Redis's replies, those to the events first; a refusal is among them."""
         commands: list[Command] = []
@@ -217,7 +227,7 @@ class Publisher:
             stream = event_stream(partition_of(event.upload_id, self._partitions))
             payload = events.encode(event)
             commands.append(("XADD", stream, "*", "i", event.upload_id, "d", payload))
-        by_partition: dict[int, list[UploadProgress]] = {}
+        by_partition: dict[int, list[UploadProgress | JobProgress]] = {}
         for position in positions:
             number = partition_of(position.upload_id, self._partitions)
             by_partition.setdefault(number, []).append(position)

@@ -7,7 +7,8 @@ Cluster they spread the partitions over the slots. Commands used: Redis 7.0.
 Entry of ``events``: ``i`` upload id, ``d`` event (JSON).
 Entry of ``progress``: ``p`` producer, ``n`` its running number in this partition, ``i`` upload
 ids joined by spaces, ``d`` the positions in the same order (JSON arrays). The ids stand apart
-so that a reader can look for those it wants before it decodes the rest.
+so that a reader can look for those it wants before it decodes the rest. Positions of jobs, if
+there are any, stand beside them in ``ji`` (upload ids) and ``jd``.
 """
 
 from __future__ import annotations
@@ -23,7 +24,15 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from shared.events import Bytes, MalformedEvent, Millis, Seq, UploadProgress
+from shared.events import (
+    Bytes,
+    JobProgress,
+    MalformedEvent,
+    Millis,
+    Percent,
+    Seq,
+    UploadProgress,
+)
 
 __all__ = [
     "BLOCK_MS",
@@ -42,6 +51,7 @@ __all__ = [
     "read_ids",
     "retry_delay",
     "stream_names",
+    "unpack_job_positions",
     "unpack_positions",
 ]
 
@@ -173,6 +183,17 @@ class _Position(msgspec.Struct, frozen=True, array_like=True):
     speed: float
 
 
+class _JobPosition(msgspec.Struct, frozen=True, array_like=True):
+    job_id: str
+    seq: Seq
+    at: Millis
+    progress: Percent
+    stage: str = ""
+    message: str = ""
+    current: int | None = None
+    total: int | None = None
+
+
 class ProgressEntry(msgspec.Struct, frozen=True):
     """One entry of a progress stream, its positions not decoded yet."""
 
@@ -180,18 +201,37 @@ class ProgressEntry(msgspec.Struct, frozen=True):
     number: int
     ids: list[bytes]
     body: bytes
+    job_ids: list[bytes] = []
+    """Uploads whose jobs have come further."""
+    job_body: bytes = b"[]"
 
 
 _encoder: Final = msgspec.json.Encoder()
 _decoder: Final = msgspec.json.Decoder(list[_Position])
+_job_decoder: Final = msgspec.json.Decoder(list[_JobPosition])
 
 
-def pack_positions(producer: str, number: int, positions: Iterable[UploadProgress]) -> Command:
+def pack_positions(
+    producer: str, number: int, positions: Iterable[UploadProgress | JobProgress]
+) -> Command:
     """Return the fields of one entry that holds all the positions, as XADD takes them."""
     chosen = list(positions)
-    ids = " ".join(one.upload_id for one in chosen)
-    rows = [_Position(o.seq, o.at, o.offset, o.size, round(o.speed, 1)) for o in chosen]
-    return ("p", producer, "n", number, "i", ids, "d", _encoder.encode(rows))
+    uploads = [one for one in chosen if isinstance(one, UploadProgress)]
+    ids = " ".join(one.upload_id for one in uploads)
+    rows = [_Position(o.seq, o.at, o.offset, o.size, round(o.speed, 1)) for o in uploads]
+    fields = ("p", producer, "n", number, "i", ids, "d", _encoder.encode(rows))
+    jobs = [one for one in chosen if isinstance(one, JobProgress)]
+    if not jobs:
+        return fields
+    job_ids = " ".join(one.upload_id for one in jobs)
+    job_rows = [
+        _JobPosition(
+            *(o.job_id, o.seq, o.at, round(o.progress, 2)),
+            *(o.stage, o.message, o.current, o.total),
+        )
+        for o in jobs
+    ]
+    return (*fields, "ji", job_ids, "jd", _encoder.encode(job_rows))
 
 
 def read_ids(fields: Mapping[bytes, bytes]) -> ProgressEntry:
@@ -203,7 +243,8 @@ def read_ids(fields: Mapping[bytes, bytes]) -> ProgressEntry:
     """
     try:
         return ProgressEntry(
-            fields[b"p"], int(fields[b"n"]), fields[b"i"].split(), fields[b"d"]
+            *(fields[b"p"], int(fields[b"n"]), fields[b"i"].split(), fields[b"d"]),
+            *(fields.get(b"ji", b"").split(), fields.get(b"jd", b"[]")),
         )
     except (KeyError, ValueError) as exc:
         raise MalformedEvent(f"progress entry: {exc!r}") from exc
@@ -227,6 +268,38 @@ def unpack_positions(
                 upload_id=one, seq=p.seq, at=p.at, offset=p.offset, size=p.size, speed=p.speed
             )
             for one, p in zip(ids, _decoder.decode(entry.body), strict=True)
+            if wanted is None or one in wanted
+        ]
+    except (msgspec.DecodeError, ValueError, RecursionError) as exc:
+        raise MalformedEvent(f"progress entry: {exc}") from exc
+
+
+def unpack_job_positions(
+    entry: ProgressEntry, wanted: Collection[str] | None = None
+) -> list[JobProgress]:
+    """Return the positions of the jobs of the wanted uploads (all, if ``None``).
+
+    Raises:
+        MalformedEvent: The body is not what the ids say.
+
+    """
+    try:
+        ids = [one.decode() for one in entry.job_ids]
+        if not any(wanted is None or one in wanted for one in ids):
+            return []
+        return [
+            JobProgress(
+                upload_id=one,
+                job_id=p.job_id,
+                seq=p.seq,
+                at=p.at,
+                progress=p.progress,
+                stage=p.stage,
+                message=p.message,
+                current=p.current,
+                total=p.total,
+            )
+            for one, p in zip(ids, _job_decoder.decode(entry.job_body), strict=True)
             if wanted is None or one in wanted
         ]
     except (msgspec.DecodeError, ValueError, RecursionError) as exc:

@@ -13,14 +13,14 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
-import msgspec
 from prometheus_client import Counter, Gauge
 
+from services.gateway.folding import change_of, fold, merged, move
 from services.gateway.frames import text_frame
-from services.gateway.state import Change, ProgressState, change_of, fold, move
+from services.gateway.state import Change, ProgressState
 from services.gateway.topic import Topic, Watcher
 from shared.errors import Forbidden, NotFound
-from shared.events import LifecycleEvent, UploadProgress
+from shared.events import JobProgress, LifecycleEvent, UploadProgress
 
 __all__ = ["ID_FORM", "UNKNOWN_WAIT_S", "Hub", "Watcher"]
 
@@ -81,7 +81,7 @@ class Hub:
             self._admit(watcher, topic)
         self._drop_if_unwatched(topic)
 
-    def advance(self, position: UploadProgress) -> None:
+    def advance(self, position: UploadProgress | JobProgress) -> None:
         """Deliver a position to all who watch the upload."""
         topic = self._topics.get(position.upload_id)
         if topic is None:
@@ -92,15 +92,15 @@ class Hub:
         state = move(topic.state, position)
         if state is not None:
             topic.become(state)
-            self._deliver(topic, Change.PROGRESS, state)
+            of_job = isinstance(position, JobProgress)
+            self._deliver(topic, Change.JOB_PROGRESS if of_job else Change.PROGRESS, state)
 
     def correct(self, recorded: ProgressState) -> None:
         """Bring a topic up to a recorded state that is ahead of it: events were missed."""
         topic = self._topics.get(recorded.session_id)
         if topic is None or topic.state is None or not recorded.is_ahead_of(topic.state):
             return
-        furthest = max(recorded.bytes_uploaded, topic.state.bytes_uploaded)
-        state = msgspec.structs.replace(recorded, bytes_uploaded=furthest)
+        state = merged(topic.state, recorded)
         topic.become(state)
         self._deliver(topic, Change.SNAPSHOT, state)
 
@@ -111,12 +111,13 @@ class Hub:
                 continue
             frame = text_frame(payload)
             DELIVERED.inc(len(watchers))
-            if change is Change.PROGRESS:
+            key = topic.job if change.of_job else topic
+            if change in {Change.PROGRESS, Change.JOB_PROGRESS}:
                 for watcher in watchers:
-                    watcher.outbound.put_latest(topic, frame)
+                    watcher.outbound.put_latest(key, frame)
             else:
                 for watcher in tuple(watchers):  # who is too slow is dropped at once
-                    watcher.outbound.put(frame, supersedes=topic)
+                    watcher.outbound.put(frame, supersedes=key)
 
     async def subscribe(self, watcher: Watcher, upload_id: str) -> bool:
         """Let a socket watch an upload; its current state is the first thing it gets.

@@ -16,14 +16,9 @@ from urllib.parse import quote
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
-from services.gateway.state import (
-    ProgressState,
-    fold,
-    from_fields,
-    move,
-    require_writable,
-    to_fields,
-)
+from services.gateway.folding import fold, move, require_writable
+from services.gateway.record import from_fields, to_fields
+from services.gateway.state import ProgressState
 from shared import events
 from shared.events import LifecycleEvent, UploadProgress
 from shared.identity import Principal

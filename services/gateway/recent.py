@@ -7,7 +7,8 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from services.gateway.state import ProgressState, fold
+from services.gateway.folding import counter_of, fold
+from services.gateway.state import ProgressState
 from shared.events import LifecycleEvent
 
 __all__ = ["Recent"]
@@ -50,8 +51,8 @@ class Recent:
         owner = (event.upload.tenant, event.upload.user_id)
         known = self._forget(event.upload_id)
         told = known.events if known is not None else []
-        if all(one.seq != event.seq for one in told):
-            told = sorted([*told, event], key=lambda one: one.seq)[-_LIMIT_OF_ONE:]
+        if all(counter_of(one) != counter_of(event) for one in told):
+            told = sorted([*told, event], key=counter_of)[-_LIMIT_OF_ONE:]
         self._uploads[event.upload_id] = _Remembered(now, owner, told)
         self._by_owner.setdefault(owner, set()).add(event.upload_id)
         self._count += len(told)

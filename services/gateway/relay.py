@@ -16,13 +16,20 @@ import structlog
 from prometheus_client import Counter, Histogram
 from redis.asyncio import Redis
 
+from services.gateway.folding import require_writable
 from services.gateway.hub import ID_FORM, UNKNOWN_WAIT_S, Hub
 from services.gateway.projection import Projection
 from services.gateway.recent import Recent
-from services.gateway.state import ProgressState, require_writable
+from services.gateway.state import ProgressState
 from shared import events
 from shared.errors import NotFound
-from shared.events import LifecycleEvent, MalformedEvent, UnknownEvent, UploadProgress
+from shared.events import (
+    JobProgress,
+    LifecycleEvent,
+    MalformedEvent,
+    UnknownEvent,
+    UploadProgress,
+)
 from shared.identity import Principal
 from shared.sidecar import is_upload_id
 from shared.stream_tail import StreamTail
@@ -34,6 +41,7 @@ from shared.streams import (
     flat_dict,
     read_ids,
     stream_names,
+    unpack_job_positions,
     unpack_positions,
 )
 from shared.times import now_ms
@@ -150,7 +158,7 @@ class Relay:
 
     def _on_entries(self, stream: str, entries: list[Entry]) -> None:
         lifecycle = stream.startswith("events:")
-        newest: dict[str, UploadProgress] = {}
+        newest: dict[tuple[type, str], UploadProgress | JobProgress] = {}
         for entry_id, fields in entries:
             try:
                 if lifecycle:
@@ -177,20 +185,26 @@ class Relay:
         self.hub.publish(event)
 
     def _on_positions(
-        self, stream: str, fields: dict[bytes, bytes], newest: dict[str, UploadProgress]
+        self,
+        stream: str,
+        fields: dict[bytes, bytes],
+        newest: dict[tuple[type, str], UploadProgress | JobProgress],
     ) -> None:
         """Note the newest position of each watched upload: one delivery a batch is enough."""
         entry = read_ids(fields)
-        SEEN.labels("progress").inc(len(entry.ids))
+        SEEN.labels("progress").inc(len(entry.ids) + len(entry.job_ids))
         source = (stream, entry.producer)
         expected = self._numbers.get(source)
         if expected is not None and entry.number > expected:
             self._gap.set()
         self._numbers[source] = entry.number + 1
         for position in unpack_positions(entry, self.hub.watched):
-            known = newest.get(position.upload_id)
-            if known is None or (position.offset, position.at) >= (known.offset, known.at):
-                newest[position.upload_id] = position
+            key = (UploadProgress, position.upload_id)
+            known = newest.get(key)
+            if known is None or position.at >= known.at:
+                newest[key] = position
+        for of_job in unpack_job_positions(entry, self.hub.watched):
+            newest[JobProgress, of_job.upload_id] = of_job
 
     async def repair(self) -> None:
         """Read states again after a gap, and of silent uploads; forever."""

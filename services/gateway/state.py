@@ -1,34 +1,29 @@
-"""What clients are told of an upload, and how events change it. No I/O.
+"""What clients are told of an upload and of its processing. No I/O.
 
-One ``ProgressState`` is what the projection in Redis holds and what every dialect encodes.
-Folding never goes backwards: an event whose ``seq`` is known changes nothing, a position
-behind the known one neither, and after the end no position counts.
+One ``ProgressState`` is what the projection in Redis holds and what every dialect encodes. It
+has two halves, each with a counter of its own, since two parties tell of them: ``seq`` counts
+what ingest and storage tell of the file, ``job_seq`` what the workers tell of the job.
+``services.gateway.folding`` says how events change it.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from enum import Enum
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
-from shared import events
-from shared.events import LifecycleEvent, MalformedEvent, UploadProgress
 from shared.percent import percent_of
 from shared.times import rfc3339
 
-__all__ = [
-    "Change",
-    "ProgressState",
-    "change_of",
-    "fold",
-    "from_fields",
-    "move",
-    "require_writable",
-    "to_fields",
-]
+__all__ = ["LARGEST", "LATEST_MS", "Change", "ProgressState"]
+
+LATEST_MS: Final = 250_000_000_000_000
+"""In the year 9892: with an estimate on top it can still be written as RFC 3339."""
+LARGEST: Final = 2**63 - 1
+"""Bytes. No store holds more, and beyond it not every client's numbers reach."""
+_LONGEST_MS: Final = 365 * 86_400_000
+"""An estimate beyond a year is none."""
 
 
 class Change(Enum):
@@ -44,7 +39,16 @@ class Change(Enum):
     DUPLICATE = "duplicate"
     STORED = "stored"
     DELETED = "deleted"
-    JOB = "job"
+    JOB_QUEUED = "job_queued"
+    JOB_STARTED = "job_started"
+    JOB_PROGRESS = "job_progress"
+    JOB_COMPLETED = "job_completed"
+    JOB_FAILED = "job_failed"
+
+    @property
+    def of_job(self) -> bool:
+        """Whether it tells of the processing, not of the upload."""
+        return self.value.startswith("job_")
 
 
 class ProgressState(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,6 +76,29 @@ class ProgressState(msgspec.Struct, frozen=True, kw_only=True):
     error_message: str | None = None
     error_code: str | None = None
     metadata: dict[str, str] = {}
+    duplicate_of: str | None = None
+    """The upload whose bytes these are, if the tenant held them already."""
+
+    job_id: str | None = None
+    """Made with the upload; its processing goes by it."""
+    job_seq: int = 0
+    """The newest lifecycle event of the job in it; 0 while nothing is known of the job."""
+    job_status: str | None = None
+    """``queued``, ``in_progress``, ``completed``, ``failed``; ``None`` before."""
+    stage: str | None = None
+    """What the worker does, in its own words, such as ``validating``."""
+    job_progress: float | None = None
+    """Percent of the processing, as the worker reckons it."""
+    message: str | None = None
+    """The worker's last word, for people."""
+    current: int | None = None
+    """Rows (or frames, or pages) done, of ``total``."""
+    total: int | None = None
+    result: dict[str, Any] | None = None
+    """What the processing found; of a duplicate, what that of the original did."""
+    job_error_code: str | None = None
+    job_updated: int | None = None
+    """When the worker was last heard, ms."""
 
     @property
     def is_over(self) -> bool:
@@ -79,8 +106,25 @@ class ProgressState(msgspec.Struct, frozen=True, kw_only=True):
         return self.status != "uploading"
 
     def is_ahead_of(self, other: ProgressState) -> bool:
-        """Whether it tells something that ``other``, of the same upload, does not."""
-        return (self.seq, self.bytes_uploaded) > (other.seq, other.bytes_uploaded)
+        """Whether either half tells something that ``other``, of the same upload, does not."""
+        return (
+            self.upload_version > other.upload_version or self.job_version > other.job_version
+        )
+
+    @property
+    def upload_version(self) -> tuple[int, int]:
+        """What orders two states of an upload."""
+        return self.seq, self.bytes_uploaded
+
+    @property
+    def job_version(self) -> tuple[int, int]:
+        """What orders two states of a job."""
+        return self.job_seq, self.job_updated or 0
+
+    @property
+    def job_is_over(self) -> bool:
+        """Whether the processing has ended, one way or the other."""
+        return self.job_status in {"completed", "failed"}
 
     @property
     def percentage(self) -> float:
@@ -97,190 +141,3 @@ class ProgressState(msgspec.Struct, frozen=True, kw_only=True):
         if left_ms > _LONGEST_MS:
             return None
         return rfc3339(self.last_updated + max(int(left_ms), 0))
-
-
-_LONGEST_MS: Final = 365 * 86_400_000
-"""An estimate beyond a year is none."""
-_LATEST_MS: Final = 250_000_000_000_000
-"""In the year 9892: with an estimate on top it can still be written as RFC 3339."""
-_LARGEST: Final = 2**63 - 1
-"""Bytes. No store holds more, and beyond it not every client's numbers reach."""
-
-_CHANGES: Final[Mapping[type, Change]] = {
-    events.UploadCreated: Change.CREATED,
-    events.UploadCompleted: Change.COMPLETED,
-    events.UploadFailed: Change.FAILED,
-    events.UploadCancelled: Change.CANCELLED,
-    events.UploadExpired: Change.EXPIRED,
-    events.UploadDuplicate: Change.DUPLICATE,
-    events.FileStored: Change.STORED,
-    events.FileDeleted: Change.DELETED,
-}
-_STATUS: Final[Mapping[Change, str]] = {
-    Change.COMPLETED: "completed",
-    Change.DUPLICATE: "completed",
-    Change.FAILED: "error",
-    Change.EXPIRED: "error",
-    Change.CANCELLED: "cancelled",
-    Change.DELETED: "deleted",
-    Change.STORED: "completed",
-}
-
-
-def change_of(event: LifecycleEvent) -> Change:
-    """Return what an event tells about."""
-    return _CHANGES.get(type(event), Change.JOB)
-
-
-def require_writable(event: LifecycleEvent) -> None:
-    """Refuse an event that would spoil the state of its upload for every reader.
-
-    Raises:
-        MalformedEvent: A time is none that RFC 3339 can write, or a size is absurd.
-
-    """
-    if max(event.at, event.upload.created_at) > _LATEST_MS:
-        raise MalformedEvent(f"{type(event).__name__}: a time is beyond the year 9892")
-    if max(event.offset, event.upload.size or 0) > _LARGEST:
-        raise MalformedEvent(f"{type(event).__name__}: a size is beyond 63 bits")
-
-
-def fold(state: ProgressState | None, event: LifecycleEvent) -> ProgressState | None:
-    """Return the state after a lifecycle event, or ``None`` if the event is not newer."""
-    if state is not None and event.seq <= state.seq:
-        return None
-    facts, change = event.upload, change_of(event)
-    before = state.bytes_uploaded if state is not None else 0
-    size = state.total_bytes if state is not None and facts.size is None else facts.size
-    status = _STATUS.get(change) or _kept_status(state, change)
-    done = status == "completed" and not facts.partial
-    error_code, error_message = _error(state, event, status)
-    return ProgressState(
-        session_id=event.upload_id,
-        seq=event.seq,
-        user_id=facts.user_id,
-        tenant=facts.tenant,
-        status=status,
-        bytes_uploaded=max(before, event.offset),
-        total_bytes=size,
-        upload_speed=0.0,
-        filename=facts.filename,
-        content_type=facts.content_type,
-        started_at=facts.created_at,
-        last_updated=event.at,
-        completed_at=_completed_at(state, event, status),
-        video_id=event.upload_id if done else None,
-        analysis_id=facts.job_id if done else None,
-        redirect_url=_redirect_url(state, event),
-        error_message=error_message,
-        error_code=error_code,
-        metadata=facts.metadata,
-    )
-
-
-def _kept_status(state: ProgressState | None, change: Change) -> str:
-    """Return the status where the event says nothing of it: jobs begin when bytes are safe."""
-    if state is not None and state.is_over:
-        return state.status
-    return "completed" if change is Change.JOB else "uploading"
-
-
-def _completed_at(
-    state: ProgressState | None, event: LifecycleEvent, status: str
-) -> int | None:
-    known = state.completed_at if state is not None else None
-    if isinstance(event, events.UploadCompleted | events.UploadDuplicate):
-        return event.at
-    # What follows completion may be all that is left of an upload's events.
-    return event.at if known is None and status == "completed" else known
-
-
-def _redirect_url(state: ProgressState | None, event: LifecycleEvent) -> str | None:
-    if isinstance(event, events.UploadCompleted | events.UploadDuplicate):
-        return event.redirect_url or None
-    return state.redirect_url if state is not None else None
-
-
-def _error(
-    state: ProgressState | None, event: LifecycleEvent, status: str
-) -> tuple[str | None, str | None]:
-    """Return code and message; what follows a failure does not undo it."""
-    if isinstance(event, events.UploadFailed):
-        return event.error_code, event.error_message or "The upload failed."
-    if isinstance(event, events.UploadExpired):
-        return "SESSION_EXPIRED", "The upload was not continued in time."
-    if state is not None and status == "error":
-        return state.error_code, state.error_message
-    return None, None
-
-
-def move(state: ProgressState, position: UploadProgress) -> ProgressState | None:
-    """Return the state at a new position, or ``None`` if the position is not newer.
-
-    A position at the same byte counts when it is later: it says that the upload rests.
-    """
-    if state.is_over or position.offset < state.bytes_uploaded:
-        return None
-    if position.at > _LATEST_MS or max(position.offset, position.size or 0) > _LARGEST:
-        return None
-    if position.offset == state.bytes_uploaded and position.at <= state.last_updated:
-        return None
-    return msgspec.structs.replace(
-        state,
-        bytes_uploaded=position.offset,
-        total_bytes=position.size if position.size is not None else state.total_bytes,
-        upload_speed=max(position.speed, 0.0) if math.isfinite(position.speed) else 0.0,
-        last_updated=max(position.at, state.last_updated),
-    )
-
-
-_TIMES: Final = ("started_at", "last_updated", "completed_at")
-_FIELDS: Final = tuple(field.name for field in msgspec.structs.fields(ProgressState))
-_encoder: Final = msgspec.json.Encoder()
-
-
-def to_fields(state: ProgressState) -> dict[str, str]:
-    """Return the fields of the projection's hash, as the contract names and writes them."""
-    fields = {
-        "percentage": str(state.percentage),
-        "estimated_completion": state.estimated_completion or "",
-    }
-    for name in _FIELDS:
-        value = getattr(state, name)
-        if name in _TIMES:
-            fields[name] = rfc3339(value) if value is not None else ""
-            fields[f"{name}_ms"] = "" if value is None else str(value)
-        elif name == "metadata":
-            fields[name] = _encoder.encode(value).decode()
-        else:
-            fields[name] = "" if value is None else str(value)
-    return fields
-
-
-def from_fields(fields: Mapping[bytes, bytes]) -> ProgressState | None:
-    """Return the state in a hash; ``None`` if there is none, or it is not one of ours."""
-    try:
-        state = msgspec.convert(_values(fields), ProgressState, strict=False)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        return None
-    times = (state.started_at, state.last_updated, state.completed_at or 0)
-    sizes = (state.bytes_uploaded, state.total_bytes or 0)
-    sane = min(*times, *sizes) >= 0 and max(times) <= _LATEST_MS and max(sizes) <= _LARGEST
-    return state if sane and math.isfinite(state.upload_speed) else None
-
-
-def _values(fields: Mapping[bytes, bytes]) -> dict[str, object]:
-    values: dict[str, object] = {}
-    for name in _FIELDS:
-        key = f"{name}_ms" if name in _TIMES else name
-        text = fields.get(key.encode(), b"")
-        if name == "metadata":
-            values[name] = msgspec.json.decode(text or b"{}")
-        elif text or name in _TEXTS:
-            values[name] = text.decode()
-        else:
-            values[name] = None
-    return values
-
-
-_TEXTS: Final = {"filename", "content_type", "session_id", "user_id", "tenant", "status"}

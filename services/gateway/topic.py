@@ -6,9 +6,10 @@ import asyncio
 from typing import Final
 
 from services.gateway.dialects.protocol import Dialect
+from services.gateway.folding import counter_of, fold, move
 from services.gateway.outbound import Outbound
-from services.gateway.state import ProgressState, fold, move
-from shared.events import LifecycleEvent, UploadProgress
+from services.gateway.state import ProgressState
+from shared.events import JobProgress, LifecycleEvent, UploadProgress
 from shared.identity import Principal
 
 __all__ = ["Topic", "Watcher"]
@@ -33,7 +34,16 @@ class Watcher:
 class Topic:
     """One watched upload: its newest state, and who watches it."""
 
-    __slots__ = ("_early", "_known", "_position", "state", "upload_id", "waiting", "watchers")
+    __slots__ = (
+        "_early",
+        "_known",
+        "_positions",
+        "job",
+        "state",
+        "upload_id",
+        "waiting",
+        "watchers",
+    )
 
     def __init__(self, upload_id: str) -> None:
         self.upload_id: Final = upload_id
@@ -43,13 +53,15 @@ class Topic:
         self.waiting = 0
         """Subscriptions that are being granted."""
         self._early: list[LifecycleEvent] = []
-        self._position: UploadProgress | None = None
+        self._positions: dict[type, UploadProgress | JobProgress] = {}
+        self.job: Final = object()
+        """What progress of the job is conflated under; progress of the upload: the topic."""
         self._known: Final = asyncio.Event()
 
-    def keep(self, told: LifecycleEvent | UploadProgress) -> None:
+    def keep(self, told: LifecycleEvent | UploadProgress | JobProgress) -> None:
         """Keep what arrives before there is a state; ``learn`` folds it in."""
-        if isinstance(told, UploadProgress):
-            self._position = told
+        if isinstance(told, UploadProgress | JobProgress):
+            self._positions[type(told)] = told
         else:
             self._early.append(told)
             self._known.set()
@@ -57,19 +69,20 @@ class Topic:
     def learn(self, recorded: ProgressState | None) -> ProgressState | None:
         """Return the first state: what is recorded, with what has arrived meanwhile."""
         state = recorded
-        for event in sorted(self._early, key=lambda one: one.seq):
+        for event in sorted(self._early, key=counter_of):
             state = fold(state, event) or state
-        if state is not None and self._position is not None:
-            state = move(state, self._position) or state
-        if state is not None:
-            self.become(state)
+        if state is None:
+            return None
+        for position in self._positions.values():
+            state = move(state, position) or state
+        self.become(state)
         return state
 
     def become(self, state: ProgressState) -> None:
         """Take on a state; wakes those who wait for the first one."""
         self.state = state
         self._early.clear()
-        self._position = None
+        self._positions.clear()
         self._known.set()
 
     async def known(self, timeout_s: float) -> None:

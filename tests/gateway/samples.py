@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final, TypeVar
 
 from shared import events
-from shared.events import LifecycleEvent, UploadFacts, UploadProgress
+from shared.events import JobProgress, LifecycleEvent, UploadFacts, UploadProgress
 from shared.identity import Principal
 from shared.sidecar import new_id
 from shared.times import now_ms
@@ -69,6 +69,7 @@ class Told:
             session_id=session_id,
         )
         self.seq = 0
+        self.job_seq = 0
 
     def _make(self, kind: type[Event], **more: Any) -> Event:
         self.seq += 1
@@ -107,10 +108,37 @@ class Told:
         """Storage knows the file."""
         return self._make(events.FileStored, **{"offset": self.facts.size or 0, **more})
 
+    def _of_job(self, kind: type[Event], **more: Any) -> Event:
+        self.job_seq += 1
+        at = now_ms() if self._at is None else self._at + 100_000 + 1000 * self.job_seq
+        safe = {"offset": self.facts.size or 0, "job_id": self.facts.job_id}
+        values = {"upload_id": self.id, "seq": self.job_seq, "at": at, "upload": self.facts}
+        return kind(**{**values, **safe, **more})
+
     def queued(self, **more: Any) -> LifecycleEvent:
         """Its processing waits."""
-        more = {"offset": self.facts.size or 0, "job_id": self.facts.job_id, **more}
-        return self._make(events.JobQueued, **more)
+        return self._of_job(events.JobQueued, **more)
+
+    def started(self, **more: Any) -> LifecycleEvent:
+        """A worker has begun."""
+        return self._of_job(events.JobStarted, **more)
+
+    def processed(self, **more: Any) -> LifecycleEvent:
+        """The processing is done."""
+        return self._of_job(events.JobCompleted, **more)
+
+    def broken(self, message: str = "Processing failed", **more: Any) -> LifecycleEvent:
+        """The processing has failed."""
+        more = {"error_code": "PROCESSING_FAILED", "message": message, **more}
+        return self._of_job(events.JobFailed, **more)
+
+    def processing(self, progress: float, **more: Any) -> JobProgress:
+        """How far the processing is; the time grows with it."""
+        at = now_ms() if self._at is None else self._at + 200_000 + int(1000 * progress)
+        values = {"upload_id": self.id, "seq": max(self.job_seq, 1), "at": at}
+        return JobProgress(
+            **{**values, "job_id": self.facts.job_id, "progress": progress, **more}
+        )
 
     def deleted(self, **more: Any) -> LifecycleEvent:
         """The file is gone."""

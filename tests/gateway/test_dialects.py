@@ -24,7 +24,8 @@ from services.gateway.dialects.protocol import (
     Subscribe,
     Unsubscribe,
 )
-from services.gateway.state import Change, ProgressState, change_of, fold, move
+from services.gateway.folding import change_of, fold, move
+from services.gateway.state import Change, ProgressState
 from shared.events import LifecycleEvent
 from tests.gateway.samples import ADA, SIZE, START, Told
 

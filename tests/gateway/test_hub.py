@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from services.gateway.folding import fold, move
 from services.gateway.hub import Hub
-from services.gateway.state import Change, ProgressState, fold, move
+from services.gateway.state import Change, ProgressState
 from shared.errors import Forbidden, NotFound
 from shared.events import FileDeleted, LifecycleEvent, UploadProgress
 from tests.gateway.audience import Audience, Plain, Sink, settled

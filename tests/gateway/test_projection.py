@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
+from services.gateway.folding import fold
 from services.gateway.projection import Projection
-from services.gateway.state import ProgressState, fold
+from services.gateway.state import ProgressState
 from shared.events import LifecycleEvent, MalformedEvent, UnknownEvent, UploadProgress
 from shared.stream_group import GroupEntry, StreamGroup
 from shared.streams import command, connect, stream_names

@@ -7,8 +7,8 @@ import time
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.gateway.folding import fold
 from services.gateway.recent import Recent
-from services.gateway.state import fold
 from tests.gateway.samples import EVE, Told
 
 

@@ -13,15 +13,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from services.gateway.dialects import ALL
-from services.gateway.state import (
-    Change,
-    ProgressState,
-    fold,
-    from_fields,
-    move,
-    require_writable,
-    to_fields,
-)
+from services.gateway.folding import fold, move, require_writable
+from services.gateway.record import from_fields, to_fields
+from services.gateway.state import Change, ProgressState
 from shared.events import LifecycleEvent, MalformedEvent, UploadProgress
 from tests.gateway.samples import SIZE, START, Told
 

@@ -25,7 +25,6 @@ __all__ = ["Dashboard"]
 _encoder: Final = msgspec.json.Encoder()
 
 _KINDS: Final = {"completed": "upload_complete", "uploading": "upload_progress"}
-_SILENT: Final = {Change.JOB, Change.STORED}
 _ERRORS: Final = {
     "cancelled": "The upload was cancelled.",
     "deleted": "The file was deleted.",
@@ -39,7 +38,7 @@ class Dashboard:
 
     def encode(self, change: Change, state: ProgressState) -> bytes | None:
         """Return the event about a change; processing has its own documents."""
-        if change in _SILENT:
+        if change.of_job or change is Change.STORED:
             return None
         kind = _KINDS.get(state.status, "upload_error")
         data: dict[str, Any] = {

@@ -20,7 +20,6 @@ _ENDS: Final = {
     "cancelled": ("error", "failed", "The upload was cancelled."),
     "deleted": ("error", "failed", "The file was deleted."),
 }
-_SILENT: Final = {Change.JOB, Change.STORED}
 
 
 class Media:
@@ -30,7 +29,7 @@ class Media:
 
     def encode(self, change: Change, state: ProgressState) -> bytes | None:
         """Return the message about a change; what follows the upload has none here."""
-        if change in _SILENT:
+        if change.of_job or change is Change.STORED:
             return None
         if state.status in _ENDS:
             kind, status, message = _ENDS[state.status]
