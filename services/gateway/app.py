@@ -14,7 +14,7 @@ from services.gateway.settings import Settings
 from services.gateway.sockets import SOCKETS, Sockets, add_socket_routes
 from shared.api_routes import API
 from shared.lifecycle import background
-from shared.serve import HEALTH, new_application
+from shared.serve import AUTHENTICATOR, HEALTH, new_application
 from shared.stream_group import StreamGroup
 from shared.streams import connect, stream_names
 
@@ -46,7 +46,7 @@ def install(app: web.Application, settings: Settings) -> None:
         )
         await group.prepare()
         await relay.start()
-        sockets = Sockets(relay, settings)
+        sockets = Sockets(relay, app[AUTHENTICATOR], settings)
         app[RELAY] = relay
         app[SOCKETS] = sockets
         health = app[HEALTH]

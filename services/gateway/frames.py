@@ -9,19 +9,20 @@ from __future__ import annotations
 import struct
 from typing import Final
 
-__all__ = ["PING", "text_frame"]
+__all__ = ["PING", "frame"]
 
 PING: Final = b"\x89\x00"
 """A ping with nothing in it."""
 
 _FIN_TEXT: Final = 0x81
+_FIN_BINARY: Final = 0x82
 
 
-def text_frame(payload: bytes) -> bytes:
-    """Return the frame of one unfragmented text message (UTF-8)."""
-    length = len(payload)
+def frame(payload: bytes, *, binary: bool = False) -> bytes:
+    """Return the frame of one unfragmented message; a text is UTF-8."""
+    first, length = _FIN_BINARY if binary else _FIN_TEXT, len(payload)
     if length < 126:
-        return bytes((_FIN_TEXT, length)) + payload
+        return bytes((first, length)) + payload
     if length < 65_536:
-        return struct.pack("!BBH", _FIN_TEXT, 126, length) + payload
-    return struct.pack("!BBQ", _FIN_TEXT, 127, length) + payload
+        return struct.pack("!BBH", first, 126, length) + payload
+    return struct.pack("!BBQ", first, 127, length) + payload

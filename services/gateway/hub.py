@@ -15,8 +15,9 @@ from typing import Final
 
 from prometheus_client import Counter, Gauge
 
+from services.gateway.dialects.protocol import Told
 from services.gateway.folding import change_of, fold, merged, move
-from services.gateway.frames import text_frame
+from services.gateway.frames import frame
 from services.gateway.state import Change, ProgressState
 from services.gateway.topic import Topic, Watcher
 from shared.errors import Forbidden, NotFound
@@ -60,8 +61,11 @@ class Hub:
         """The sockets that follow all uploads of their callers."""
         return [one for group in self._followers.values() for one in group]
 
-    def publish(self, event: LifecycleEvent) -> None:
-        """Deliver a lifecycle event to all who watch its upload or follow its owner."""
+    def publish(self, event: LifecycleEvent, event_id: str = "") -> None:
+        """Deliver a lifecycle event to all who watch its upload or follow its owner.
+
+        ``event_id`` says where it stands in the log.
+        """
         topic = self._topics.get(event.upload_id)
         followers = self._followers.get((event.upload.tenant, event.upload.user_id))
         if topic is None:
@@ -76,7 +80,7 @@ class Hub:
         if state is None:
             return
         topic.become(state)
-        self._deliver(topic, change_of(event), state)
+        self._deliver(topic, change_of(event), state, Told(event, event_id))
         for watcher in tuple(followers or ()):
             self._admit(watcher, topic)
         self._drop_if_unwatched(topic)
@@ -93,7 +97,8 @@ class Hub:
         if state is not None:
             topic.become(state)
             of_job = isinstance(position, JobProgress)
-            self._deliver(topic, Change.JOB_PROGRESS if of_job else Change.PROGRESS, state)
+            change = Change.JOB_PROGRESS if of_job else Change.PROGRESS
+            self._deliver(topic, change, state, Told(position))
 
     def correct(self, recorded: ProgressState) -> None:
         """Bring a topic up to a recorded state that is ahead of it: events were missed."""
@@ -104,20 +109,22 @@ class Hub:
         topic.become(state)
         self._deliver(topic, Change.SNAPSHOT, state)
 
-    def _deliver(self, topic: Topic, change: Change, state: ProgressState) -> None:
+    def _deliver(
+        self, topic: Topic, change: Change, state: ProgressState, told: Told | None = None
+    ) -> None:
         for dialect, watchers in tuple(topic.watchers.items()):
-            payload = dialect.encode(change, state)
+            payload = dialect.encode(change, state, told)
             if payload is None:
                 continue
-            frame = text_frame(payload)
+            framed = frame(payload, binary=dialect.binary)
             DELIVERED.inc(len(watchers))
             key = topic.job if change.of_job else topic
             if change in {Change.PROGRESS, Change.JOB_PROGRESS}:
                 for watcher in watchers:
-                    watcher.outbound.put_latest(key, frame)
+                    watcher.outbound.put_latest(key, framed)
             else:
                 for watcher in tuple(watchers):  # who is too slow is dropped at once
-                    watcher.outbound.put(frame, supersedes=key)
+                    watcher.outbound.put(framed, supersedes=key)
 
     async def subscribe(self, watcher: Watcher, upload_id: str) -> bool:
         """Let a socket watch an upload; its current state is the first thing it gets.
@@ -133,7 +140,7 @@ class Hub:
             watcher.asked.add(upload_id)
             try:
                 state = await self._state_of(topic)
-                if not watcher.caller.owns(user_id=state.user_id, tenant=state.tenant):
+                if not watcher.may_watch(state):
                     raise Forbidden("Access denied to this upload")
                 if upload_id in watcher.asked:
                     watcher.declined.discard(upload_id)
@@ -151,7 +158,7 @@ class Hub:
         topic.join(watcher)
         payload = watcher.dialect.encode(Change.SNAPSHOT, state)
         if payload is not None:
-            watcher.outbound.put(text_frame(payload))
+            watcher.outbound.put(frame(payload, binary=watcher.dialect.binary))
 
     async def _state_of(self, topic: Topic) -> ProgressState:
         loop = asyncio.get_running_loop()
@@ -216,8 +223,7 @@ class Hub:
         lost = [
             topic
             for topic in watcher.topics
-            if topic.state is not None
-            and not watcher.caller.owns(user_id=topic.state.user_id, tenant=topic.state.tenant)
+            if topic.state is not None and not watcher.may_watch(topic.state)
         ]
         for topic in lost:
             topic.leave(watcher)

@@ -6,54 +6,43 @@ items 24 and 26).
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
-
 from aiohttp import web
 
 from services.gateway.closing import FORBIDDEN, UNAUTHORIZED, Closing
-from services.gateway.dialects.protocol import Dialect, Message
+from services.gateway.dialects.protocol import Message
 from shared.errors import Unauthorized
 from shared.identity import Authenticator, Principal, principal_from
 
-__all__ = ["log_in", "refreshed"]
+__all__ = ["from_first_message", "from_handshake", "refreshed"]
 
 
-async def log_in(
-    auth: Authenticator,
-    request: web.Request,
-    dialect: Dialect,
-    next_text: Callable[[], Awaitable[str | None]],
-    *,
-    limit_s: float,
-) -> tuple[Principal, Message | None]:
-    """Return who is calling, and the first message if that is what told it.
+async def from_handshake(
+    auth: Authenticator, request: web.Request
+) -> Principal | Closing | None:
+    """Return who opens a socket; ``None``: the first message tells.
 
-    Args:
-        auth: Knows good credentials.
-        request: The handshake.
-        dialect: Reads the first message; it may ask for something besides.
-        next_text: Returns the next text message, ``None`` when the client has gone.
-        limit_s: How long the first message may take.
-
-    Raises:
-        Closing: Nobody, or with bad credentials.
-
+    Bad credentials are told on the open socket, with a code: a browser's script sees nothing
+    of a handshake that was refused.
     """
     try:
-        caller = await principal_from(auth, request)
-        if caller is not None:
-            return caller, None
-        async with asyncio.timeout(limit_s):
-            text = await next_text()
-        first = dialect.parse(text) if text is not None else None
-        if first is None or first.token is None:
-            raise Closing(UNAUTHORIZED, "Authentication is required.")
-        return await auth.from_token(first.token), first
+        return await principal_from(auth, request)
+    except Unauthorized as exc:
+        return Closing(UNAUTHORIZED, exc.message)
+
+
+async def from_first_message(auth: Authenticator, message: Message) -> Principal:
+    """Return who is calling, as the first message tells.
+
+    Raises:
+        Closing: It brings no token, or a bad one.
+
+    """
+    if message.token is None:
+        raise Closing(UNAUTHORIZED, "Authentication is required.")
+    try:
+        return await auth.from_token(message.token)
     except Unauthorized as exc:
         raise Closing(UNAUTHORIZED, exc.message) from None
-    except TimeoutError:
-        raise Closing(UNAUTHORIZED, "Authentication is required.") from None
 
 
 async def refreshed(auth: Authenticator, current: Principal, token: str) -> Principal:

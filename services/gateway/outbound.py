@@ -13,7 +13,7 @@ import contextlib
 import itertools
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final
 
 from prometheus_client import Counter
@@ -42,6 +42,7 @@ class Outbound:
         transport: Of the socket, after its handshake is out.
         flusher: Shared by all sockets of the loop.
         on_slow: Called once, when the bound is passed or nothing drained for too long.
+        join: Makes one write of several frames.
 
     """
 
@@ -50,6 +51,7 @@ class Outbound:
         "_finished",
         "_flusher",
         "_frames",
+        "_join",
         "_on_slow",
         "_queued_bytes",
         "_slow",
@@ -58,11 +60,16 @@ class Outbound:
     )
 
     def __init__(
-        self, transport: asyncio.WriteTransport, flusher: Flusher, on_slow: Callable[[], None]
+        self,
+        transport: asyncio.WriteTransport,
+        flusher: Flusher,
+        on_slow: Callable[[], None],
+        join: Callable[[Collection[bytes]], bytes] = b"".join,
     ) -> None:
         self._transport: Final = transport
         self._flusher: Final = flusher
         self._on_slow: Final = on_slow
+        self._join: Final = join
         self._frames: dict[object, bytes] = {}
         self._queued_bytes = 0
         self._dirty = False
@@ -135,7 +142,7 @@ class Outbound:
         if len(frames) == 1:
             (data,) = frames.values()
         else:
-            data = b"".join(frames.values())
+            data = self._join(frames.values())
         self._flusher.frames += len(frames)
         self._flusher.writes += 1
         self._transport.write(data)

@@ -6,18 +6,20 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from aiohttp import WSCloseCode, web
+from aiohttp import WSCloseCode, hdrs, web
 from prometheus_client import Counter, Gauge
 
-from services.gateway.connection import Connection
+from services.gateway.connection import Connection, Surroundings
 from services.gateway.dialects.protocol import Dialect
 from services.gateway.keepalive import Alive, Keepalive
+from services.gateway.login import from_handshake
 from services.gateway.outbound import Flusher
 from services.gateway.relay import Relay
 from services.gateway.settings import Settings
+from services.gateway.wire import PumpedWire
 from shared.cors import origin_allowed
 from shared.errors import Forbidden, Unavailable
-from shared.identity import BEARER_SUBPROTOCOL, authenticates_itself
+from shared.identity import BEARER_SUBPROTOCOL, Authenticator, authenticates_itself
 from shared.lifecycle import TaskSet
 from shared.serve import CORS
 
@@ -37,17 +39,22 @@ class Sockets:
 
     Args:
         relay: Delivers events.
+        auth: Knows good credentials.
         settings: How many sockets there may be, and how long each thing may take.
 
     """
 
-    def __init__(self, relay: Relay, settings: Settings) -> None:
-        self.relay: Final = relay
-        self.flusher: Final = Flusher(
-            asyncio.get_running_loop(), stall_limit_s=settings.websocket_stall_timeout
+    def __init__(self, relay: Relay, auth: Authenticator, settings: Settings) -> None:
+        self.around: Final = Surroundings(
+            relay=relay,
+            flusher=Flusher(
+                asyncio.get_running_loop(), stall_limit_s=settings.websocket_stall_timeout
+            ),
+            auth=auth,
+            tasks=TaskSet("conversations"),
+            closings=TaskSet("closings"),
+            login_s=settings.websocket_auth_timeout,
         )
-        self.closings: Final = TaskSet("closings")
-        self.login_s: Final = settings.websocket_auth_timeout
         self.keepalive: Final = Keepalive(
             interval_s=settings.websocket_ping_interval,
             timeout_s=settings.websocket_ping_timeout,
@@ -56,7 +63,7 @@ class Sockets:
         self._limit: Final = settings.websocket_max_connections_total
         self._open: Final[set[Connection]] = set()
         self._closing = False
-        STALLED.set_function(lambda: self.flusher.stalled)
+        STALLED.set_function(lambda: self.around.flusher.stalled)
 
     def _on_dead(self, one: Alive) -> None:
         if isinstance(one, Connection):
@@ -102,7 +109,7 @@ class Sockets:
         self._closing = True
         for one in list(self._open):
             one.close(WSCloseCode.SERVICE_RESTART, "restarting")
-        await self.closings.join()
+        await self.around.closings.join()
 
 
 SOCKETS: Final = web.AppKey("sockets", Sockets)
@@ -110,36 +117,50 @@ SOCKETS: Final = web.AppKey("sockets", Sockets)
 
 def add_socket_routes(router: web.UrlDispatcher, dialects: tuple[Dialect, ...]) -> None:
     """Register the paths of the dialects."""
+    by_path: dict[str, list[Dialect]] = {}
     for dialect in dialects:
         for path in dialect.paths:
-            router.add_get(path, _route(dialect), allow_head=False)
+            by_path.setdefault(path, []).append(dialect)
+    for path, spoken in by_path.items():
+        router.add_get(path, _route(tuple(spoken)), allow_head=False)
 
 
-def _route(dialect: Dialect) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+def _chosen(dialects: tuple[Dialect, ...], request: web.Request) -> Dialect:
+    """Return the dialect whose subprotocol the client offers first, else the first one."""
+    lines = request.headers.getall(hdrs.SEC_WEBSOCKET_PROTOCOL, [])
+    offered = [item.strip() for line in lines for item in line.split(",")]
+    named = {one.subprotocol: one for one in dialects}
+    return next((named[item] for item in offered if item in named), dialects[0])
+
+
+def _route(
+    dialects: tuple[Dialect, ...],
+) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     @authenticates_itself
     async def open_socket(request: web.Request) -> web.StreamResponse:
         sockets = request.app[SOCKETS]
         sockets.admit(request)
+        dialect = _chosen(dialects, request)
+        caller = await from_handshake(sockets.around.auth, request)
+        spoken = (dialect.subprotocol,) if dialect.subprotocol is not None else ()
         ws = web.WebSocketResponse(
-            protocols=(BEARER_SUBPROTOCOL,),
+            protocols=(*spoken, BEARER_SUBPROTOCOL),
             autoping=False,
             compress=False,
             max_msg_size=_MAX_MESSAGE,
             timeout=_CLOSE_S,
         )
         await ws.prepare(request)
-        connection = Connection(
-            request,
-            ws,
-            dialect,
-            relay=sockets.relay,
-            flusher=sockets.flusher,
-            closings=sockets.closings,
-            login_s=sockets.login_s,
-        )
+        transport = request.transport
+        if transport is None:
+            raise ConnectionResetError("the client has gone")
+        wire = PumpedWire(ws, transport)
+        subject = next(iter(request.match_info.values()), "")
+        connection = Connection(wire, dialect, subject, sockets.around)
         sockets.add(connection)
         try:
-            await connection.run()
+            connection.open(caller)
+            await wire.serve(connection)
         finally:
             sockets.remove(connection)
             connection.forget()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Final
 
 from services.gateway.dialects.protocol import Dialect
@@ -18,17 +19,45 @@ __all__ = ["Topic", "Watcher"]
 class Watcher:
     """One socket, as the hub knows it."""
 
-    __slots__ = ("__weakref__", "asked", "caller", "declined", "dialect", "outbound", "topics")
+    __slots__ = (
+        *("__weakref__", "_caller", "_on_caller", "asked", "declined"),
+        *("dialect", "outbound", "topics"),
+    )
 
-    def __init__(self, dialect: Dialect, outbound: Outbound, caller: Principal) -> None:
+    def __init__(
+        self,
+        dialect: Dialect,
+        outbound: Outbound,
+        caller: Principal,
+        *,
+        on_caller: Callable[[Principal], None] | None = None,
+    ) -> None:
         self.dialect: Final = dialect
         self.outbound: Final = outbound
+        self._on_caller: Final = on_caller
         self.caller = caller
         self.topics: Final[set[Topic]] = set()
         self.asked: Final[set[str]] = set()
         """Uploads it has asked for and is not granted yet."""
         self.declined: Final[set[str]] = set()
         """Uploads of its owner that it does not want to follow."""
+
+    @property
+    def caller(self) -> Principal:
+        """Who it belongs to, as the last token tells."""
+        return self._caller
+
+    @caller.setter
+    def caller(self, caller: Principal) -> None:
+        self._caller = caller
+        if self._on_caller is not None:
+            self._on_caller(caller)
+
+    def may_watch(self, state: ProgressState) -> bool:
+        """Whether an upload is the caller's to watch, as the dialect has it."""
+        if self.dialect.whole_tenant and state.tenant == self.caller.tenant:
+            return True
+        return self.caller.owns(user_id=state.user_id, tenant=state.tenant)
 
 
 class Topic:

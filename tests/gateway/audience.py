@@ -7,7 +7,7 @@ import json
 from typing import Any, Final
 
 from services.gateway.dialects import Dialect
-from services.gateway.dialects.protocol import Malformed, Message
+from services.gateway.dialects.protocol import Malformed, Message, Told
 from services.gateway.hub import Hub
 from services.gateway.outbound import Flusher, Outbound
 from services.gateway.state import Change, ProgressState
@@ -18,29 +18,32 @@ from tests.gateway.samples import ADA
 __all__ = ["Audience", "Plain", "Sink", "settled"]
 
 
-class Plain:
+class Plain(Dialect):
     """A dialect that tells a test all it wants to know."""
 
-    paths: tuple[str, ...] = ()
+    name = "plain"
+    paths = ()
 
     def __init__(self, *, silent: frozenset[Change] = frozenset()) -> None:
         self.encoded = 0
         self._silent: Final = silent
 
-    def encode(self, change: Change, state: ProgressState) -> bytes | None:
+    def encode(
+        self, change: Change, state: ProgressState, told: Told | None = None
+    ) -> bytes | None:
         """Count, and tell what changed, and the state's place in the order."""
         self.encoded += 1
         if change in self._silent:
             return None
-        told = {"id": state.session_id, "change": change.value, "seq": state.seq}
-        return json.dumps({**told, "bytes": state.bytes_uploaded}).encode()
+        about = {"id": state.session_id, "change": change.value, "seq": state.seq}
+        return json.dumps({**about, "bytes": state.bytes_uploaded}).encode()
 
     def parse(self, text: str) -> Message:
         """Nobody says anything here."""
         return Message(Malformed(text))
 
     def reply(
-        self, kind: str, *, upload_id: str, caller: Principal | None, data: dict[str, Any]
+        self, kind: str, *, subject: str, caller: Principal | None, data: dict[str, Any]
     ) -> bytes:
         """Nobody is answered here."""
         raise AssertionError(kind)

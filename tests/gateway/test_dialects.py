@@ -236,12 +236,12 @@ FROM_CLIENTS: dict[str, tuple[Dialect, str, Message]] = {
     "subscribe (000:180)": (
         Dashboard(),
         '{"type":"subscribe_session","session_id":"a"}',
-        Message(Subscribe("a")),
+        Message(Subscribe(("a",))),
     ),
     "unsubscribe (000:180)": (
         Dashboard(),
         '{"type":"unsubscribe_session","session_id":"a"}',
-        Message(Unsubscribe("a")),
+        Message(Unsubscribe(("a",))),
     ),
     "ping (000:180)": (Dashboard(), '{"type":"ping"}', Message(Ping())),
     "get_stats (000:180)": (Dashboard(), '{"type":"get_stats"}', Message(GetStats())),
@@ -254,7 +254,7 @@ FROM_CLIENTS: dict[str, tuple[Dialect, str, Message]] = {
     "token with a request (000:179 to 183)": (
         Dashboard(),
         '{"type":"subscribe_session","session_id":"a","token":"t"}',
-        Message(Subscribe("a"), "t"),
+        Message(Subscribe(("a",)), "t"),
     ),
     "token of no text": (
         Dashboard(),
@@ -323,28 +323,28 @@ def test_hostile_messages_never_raise(dialect: Dialect, text: str) -> None:
     """Whatever text arrives, it is a message; and what it names can be told back."""
     message = dialect.parse(text)
     if isinstance(message.request, Subscribe | Unsubscribe):
-        subject = message.request.upload_id
-        answer = dialect.reply("subscribed", upload_id=subject, caller=ADA, data={})
+        (subject,) = message.request.ids
+        answer = dialect.reply("subscribed", subject=subject, caller=ADA, data={})
         assert json.loads(answer)
 
 
 @pytest.mark.parametrize("kind", ["subscribed", "unsubscribed", "pong", "authenticated"])
 def test_dashboard_replies(kind: str) -> None:
     """Replies come in the envelope of the events."""
-    reply = json.loads(Dashboard().reply(kind, upload_id="a", caller=ADA, data={}))
+    reply = json.loads(Dashboard().reply(kind, subject="a", caller=ADA, data={}))
     assert list(reply) == ["event_type", "session_id", "user_id", "data", "timestamp"]
     assert (reply["event_type"], reply["session_id"], reply["user_id"]) == (kind, "a", "ada")
 
 
 def test_dashboard_stats() -> None:
     """Statistics stand in ``data``."""
-    reply = Dashboard().reply("stats", upload_id="", caller=ADA, data={"subscriptions": 2})
+    reply = Dashboard().reply("stats", subject="", caller=ADA, data={"subscriptions": 2})
     assert json.loads(reply)["data"] == {"subscriptions": 2}
 
 
 def test_dashboard_error_before_login() -> None:
     """An error has its text where events have it, also for somebody who is nobody yet."""
-    reply = Dashboard().reply("error", upload_id="", caller=None, data={"message": "No."})
+    reply = Dashboard().reply("error", subject="", caller=None, data={"message": "No."})
     error = json.loads(reply)
     assert (error["event_type"], error["user_id"]) == ("error", "")
     assert error["data"] == {"error_message": "No.", "message": "No."}
@@ -352,7 +352,7 @@ def test_dashboard_error_before_login() -> None:
 
 def test_media_error() -> None:
     """An error about the socket has the form of document 001 (001:20 to 28)."""
-    reply = Media().reply("error", upload_id=UPLOAD_ID, caller=None, data={"message": "No."})
+    reply = Media().reply("error", subject=UPLOAD_ID, caller=None, data={"message": "No."})
     assert json.loads(reply) == media("error", "failed", 0.0, 0, 0, "No.")
 
 

@@ -10,7 +10,7 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import State
 from websockets.uri import parse_uri
 
-from services.gateway.frames import PING, text_frame
+from services.gateway.frames import PING, frame
 
 BOUNDARIES = [0, 1, 124, 125, 126, 127, 65_534, 65_535, 65_536, 65_537, 300_000]
 
@@ -27,16 +27,16 @@ def read_by_websockets(data: bytes) -> list[Frame]:
 def test_lengths_around_each_form(length: int) -> None:
     """Each of the three forms of a length is used where RFC 6455 section 5.2 demands it."""
     payload = b"x" * length
-    frame = text_frame(payload)
+    framed = frame(payload)
     head = 2 if length < 126 else 4 if length < 65_536 else 10
-    assert len(frame) == head + length
-    assert read_by_websockets(frame) == [Frame(Opcode.TEXT, payload)]
+    assert len(framed) == head + length
+    assert read_by_websockets(framed) == [Frame(Opcode.TEXT, payload)]
 
 
 @given(st.lists(st.text(max_size=300), max_size=5))
 def test_several_in_one_write(texts: list[str]) -> None:
     """Frames written in one piece come out one by one, unmasked, whole and in order."""
-    data = b"".join(text_frame(one.encode()) for one in texts)
+    data = b"".join(frame(one.encode()) for one in texts)
     frames = read_by_websockets(data)
     assert [one.data for one in frames] == [one.encode() for one in texts]
     assert all(one.fin and not (one.rsv1 or one.rsv2 or one.rsv3) for one in frames)

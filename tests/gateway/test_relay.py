@@ -13,6 +13,7 @@ import pytest
 from redis.asyncio import Redis
 
 from services.gateway import relay as relay_module
+from services.gateway.dialects import protocol
 from services.gateway.projection import Projection
 from services.gateway.relay import GROUP, Relay
 from services.gateway.state import Change, ProgressState
@@ -285,10 +286,12 @@ async def test_bad_entries_stop_nothing(start: Start, any_redis: Redis) -> None:
 class _Broken(Plain):
     """A dialect with a fault in it."""
 
-    def encode(self, change: Change, state: ProgressState) -> bytes | None:
+    def encode(
+        self, change: Change, state: ProgressState, told: protocol.Told | None = None
+    ) -> bytes | None:
         if change in {Change.FAILED, Change.PROGRESS}:
             raise RuntimeError("a fault of ours")
-        return super().encode(change, state)
+        return super().encode(change, state, told)
 
 
 async def test_a_fault_of_ours_stops_nothing(start: Start, any_redis: Redis) -> None:

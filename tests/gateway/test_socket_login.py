@@ -79,12 +79,12 @@ async def test_by_first_message(
     path: str,
     message: dict[str, str],
 ) -> None:
-    """It may come in the first message (000:182); then the state comes, then the answer."""
+    """It may come in the first message (000:182); it is answered, then the state comes."""
     async with dial(f"{gateway.url}{path}/{told.id}") as peer:
         await peer.say({**message, "token": token_of(caller)})
         kinds = [next(iter((await peer.hear()).values())) for _ in range(2)]
         first = "created" if path == MEDIA else "upload_progress"
-        assert kinds == [first, "authenticated"]
+        assert kinds == ["authenticated", first]
 
 
 async def test_first_message_that_asks_for_more(

@@ -7,12 +7,14 @@ from typing import Any, Final
 import msgspec
 
 from services.gateway.dialects.protocol import (
+    Dialect,
     GetStats,
     Malformed,
     Message,
     Ping,
     Request,
     Subscribe,
+    Told,
     Unsubscribe,
     decode_object,
 )
@@ -31,12 +33,15 @@ _ERRORS: Final = {
 }
 
 
-class Dashboard:
+class Dashboard(Dialect):
     """``{"event_type","session_id","user_id","data","timestamp"}``."""
 
-    paths: tuple[str, ...] = ("/ws/upload-progress", "/ws/upload-progress/{upload_id}")
+    name = "dashboard"
+    paths = ("/ws/upload-progress", "/ws/upload-progress/{upload_id}")
 
-    def encode(self, change: Change, state: ProgressState) -> bytes | None:
+    def encode(
+        self, change: Change, state: ProgressState, told: Told | None = None
+    ) -> bytes | None:
         """Return the event about a change; processing has its own documents."""
         if change.of_job or change is Change.STORED:
             return None
@@ -96,14 +101,14 @@ class Dashboard:
             if not isinstance(session_id, str):
                 return Malformed("session_id must be a string.")
             wanted = Subscribe if kind == "subscribe_session" else Unsubscribe
-            return wanted(session_id)
+            return wanted((session_id,))
         return Malformed("Unknown message type.")
 
     def reply(
-        self, kind: str, *, upload_id: str, caller: Principal | None, data: dict[str, Any]
+        self, kind: str, *, subject: str, caller: Principal | None, data: dict[str, Any]
     ) -> bytes:
         """Return an answer in the envelope of the events."""
         if kind == "error":
             data = {"error_message": data.get("message"), **data}
         user_id = caller.user_id if caller is not None else ""
-        return self._envelope(kind, upload_id, user_id, data, now_ms())
+        return self._envelope(kind, subject, user_id, data, now_ms())

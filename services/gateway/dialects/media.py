@@ -6,7 +6,14 @@ from typing import Any, Final
 
 import msgspec
 
-from services.gateway.dialects.protocol import Malformed, Message, Ping, decode_object
+from services.gateway.dialects.protocol import (
+    Dialect,
+    Malformed,
+    Message,
+    Ping,
+    Told,
+    decode_object,
+)
 from services.gateway.state import Change, ProgressState
 from shared.identity import Principal
 
@@ -22,12 +29,15 @@ _ENDS: Final = {
 }
 
 
-class Media:
+class Media(Dialect):
     """``{"type","upload_id","progress","bytes_sent","total_size","status","message"?}``."""
 
-    paths: tuple[str, ...] = ("/api/v1/ws/{upload_id}",)
+    name = "media"
+    paths = ("/api/v1/ws/{upload_id}",)
 
-    def encode(self, change: Change, state: ProgressState) -> bytes | None:
+    def encode(
+        self, change: Change, state: ProgressState, told: Told | None = None
+    ) -> bytes | None:
         """Return the message about a change; what follows the upload has none here."""
         if change.of_job or change is Change.STORED:
             return None
@@ -86,9 +96,9 @@ class Media:
         return Message(Malformed("Unknown message type."))
 
     def reply(
-        self, kind: str, *, upload_id: str, caller: Principal | None, data: dict[str, Any]
+        self, kind: str, *, subject: str, caller: Principal | None, data: dict[str, Any]
     ) -> bytes:
         """Return an error in the form of the document, or a ``pong``."""
         if kind == "error":
-            return self._message("error", upload_id, "failed", data.get("message"))
-        return _encoder.encode({"type": kind, "upload_id": upload_id, **data})
+            return self._message("error", subject, "failed", data.get("message"))
+        return _encoder.encode({"type": kind, "upload_id": subject, **data})

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, TypeAlias
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
+from typing import Any, ClassVar, TypeAlias
 
 import msgspec
 
 from services.gateway.state import Change, ProgressState
+from shared.events import JobProgress, LifecycleEvent, UploadProgress
 from shared.identity import Principal
 
 __all__ = [
@@ -16,25 +19,31 @@ __all__ = [
     "Message",
     "Ping",
     "Subscribe",
+    "Told",
     "Unsubscribe",
     "decode_object",
 ]
 
 
 class Subscribe(msgspec.Struct, frozen=True):
-    """Watch an upload."""
+    """Watch uploads, or jobs where the dialect is about those."""
 
-    upload_id: str
+    ids: tuple[str, ...]
+    since: str | Mapping[str, str] | None = None
+    """The last event that the client has: for all of them, or for each. Only *events*."""
 
 
 class Unsubscribe(msgspec.Struct, frozen=True):
-    """Watch it no more."""
+    """Watch them no more."""
 
-    upload_id: str
+    ids: tuple[str, ...]
 
 
 class Ping(msgspec.Struct, frozen=True):
     """Ask for a sign of life."""
+
+    data: dict[str, Any] = {}
+    """What the answer is to repeat."""
 
 
 class GetStats(msgspec.Struct, frozen=True):
@@ -57,25 +66,79 @@ class Message(msgspec.Struct, frozen=True):
     token: str | None = None
 
 
-class Dialect(Protocol):
-    """One published protocol."""
+class Told(msgspec.Struct, frozen=True):
+    """What has just been told of an upload, for dialects that pass it on as it is."""
 
-    paths: tuple[str, ...]
-    """Routes; ``{upload_id}`` in one names the upload that its sockets watch."""
+    event: LifecycleEvent | UploadProgress | JobProgress
+    id: str = ""
+    """Where it stands in the log; empty for a position, which is not logged."""
 
-    def encode(self, change: Change, state: ProgressState) -> bytes | None:
-        """Return the message about a change, or ``None`` if this protocol has none."""
 
+class Dialect(ABC):
+    """One published protocol. An instance has no state: it serves all its sockets."""
+
+    name: ClassVar[str]
+    """As the document and the metrics call it."""
+    paths: ClassVar[tuple[str, ...]]
+    """Routes. ``{upload_id}`` or ``{job_id}`` names what a socket watches; where neither is
+    there, it follows all that is the caller's."""
+    follows: ClassVar[bool] = True
+    """Whether a socket that names nothing follows all that is the caller's; else it watches
+    nothing until it subscribes."""
+    subprotocol: ClassVar[str | None] = None
+    """Of several dialects on one path, the one whose name the client offers; else the first."""
+    binary: ClassVar[bool] = False
+    """Whether its messages are binary."""
+    whole_tenant: ClassVar[bool] = False
+    """Whether everybody of a tenant may watch the tenant's uploads, not only their owner."""
+    says_authenticated: ClassVar[bool] = False
+    """Whether ``authenticated`` is said also to who showed a token at the handshake."""
+    closes_on_unknown: ClassVar[bool] = True
+    """Whether a socket whose path names nothing that is known is closed."""
+
+    @abstractmethod
+    def encode(
+        self, change: Change, state: ProgressState, told: Told | None = None
+    ) -> bytes | None:
+        """Return the message about a change, or ``None`` if this protocol has none.
+
+        Args:
+            change: What it is about; ``SNAPSHOT``: the state as it is.
+            state: After the change.
+            told: The event behind it; ``None`` for a snapshot.
+
+        """
+
+    @abstractmethod
     def parse(self, text: str) -> Message:
         """Return what a client's message asks for; never raises."""
 
-    def reply(
-        self, kind: str, *, upload_id: str, caller: Principal | None, data: dict[str, Any]
-    ) -> bytes:
-        """Return an answer: ``subscribed``, ``unsubscribed``, ``pong``, ``stats``, ``error``.
+    def parse_binary(self, data: bytes) -> Message:
+        """Return what a client's binary message asks for; never raises."""
+        return Message(Malformed("Only text messages are understood."))
 
-        ``data["message"]`` is the text of an error.
+    @abstractmethod
+    def reply(
+        self, kind: str, *, subject: str, caller: Principal | None, data: dict[str, Any]
+    ) -> bytes:
+        """Return an answer: ``authenticated``, ``subscribed``, ``unsubscribed``, ``pong``,
+        ``stats``, ``error``.
+
+        Args:
+            kind: Which of them.
+            subject: The upload, or job, that it is about, as the client named it; or empty.
+            caller: Who is calling, once that is known.
+            data: ``message`` is the text of an error.
+
         """
+
+    def heartbeat(self, subject: str) -> bytes | None:
+        """Return what is sent after a long silence, or ``None`` if there is no such message."""
+        return None
+
+    def join(self, frames: Collection[bytes]) -> bytes:
+        """Return the frames of several messages that leave in one write."""
+        return b"".join(frames)
 
 
 _decoder: msgspec.json.Decoder[dict[str, Any]] = msgspec.json.Decoder(dict[str, Any])
