@@ -32,11 +32,24 @@ _NAME: Final = re.compile(r"([0-9]{6})-([0-9a-f]{64})")
 
 def chunk_path(folder: Path, index: int, digest: str) -> Path:
     """Return where a committed chunk lies."""
-    return folder / f"{index:06d}-{digest}"
+    return folder / _chunk_name(index, digest)
 
 
-def list_chunks(folder: Path) -> list[Chunk]:
-    """Return the committed chunks in a folder by index; none if there is no folder."""
+def _chunk_name(index: int, digest: str) -> str:
+    return f"{index:06d}-{digest}"
+
+
+def _make_folder(folder: Path) -> None:
+    # Not pathlib's: that looks again at what is there, and fails if it has gone meanwhile.
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(folder, 0o700)
+
+
+def list_chunks(folder: Path | int) -> list[Chunk]:
+    """Return the committed chunks in a folder by index; none if there is no folder.
+
+    A descriptor lists that very folder, whatever has its name by now.
+    """
     found = []
     with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
         for entry in entries:
@@ -71,7 +84,7 @@ class FilesystemChunk:
     def _open(self) -> int:
         flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
         while True:
-            self._folder.mkdir(mode=0o700, exist_ok=True)
+            _make_folder(self._folder)
             with contextlib.suppress(FileNotFoundError):  # another one left it empty
                 return os.open(self._path, flags, 0o600)
 
@@ -94,24 +107,41 @@ class FilesystemChunk:
             self.release()
 
     def _place(self, upload_id: str, index: int, digest: str) -> Chunk:
+        """Try once to put the chunk where it belongs; return what lies there then.
+
+        Nothing goes by the folder's name while it is locked: whoever leaves it empty removes
+        it, and another request makes a new one, with a lock of its own.
+
+        Raises:
+            FileNotFoundError: The folder, the staged bytes or the upload went meanwhile.
+
+        """
         target = self._store.path(upload_id, ".chunks")
         if self._store.path(upload_id, ".part").exists():
-            target.mkdir(mode=0o700, exist_ok=True)
+            _make_folder(target)
         folder = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(folder, fcntl.LOCK_EX)
-            before = list_chunks(target)
-            if all(one.index != index for one in before):
-                self._path.rename(chunk_path(target, index, digest))
+            before = list_chunks(folder)
+            there = next((one for one in before if one.index == index), None)
+            if there is None:
+                look = os.fstat(self._fd)
+                os.rename(self._path, _chunk_name(index, digest), dst_dir_fd=folder)
+                there = Chunk(
+                    index=index,
+                    size=look.st_size,
+                    digest=digest,
+                    received_at=look.st_mtime,
+                )
                 if self._store.fsync != "never":
                     os.fsync(folder)
                     if not before:
                         sync_directory(target.parent)
             # Should the upload have ended since it was looked for, this does not find it.
             os.utime(self._store.path(upload_id, ".part"))
-            return next(one for one in list_chunks(target) if one.index == index)
         finally:
             os.close(folder)
+        return there
 
     def _check_wanted(self, upload_id: str) -> None:
         """Refuse a chunk of an upload that is complete or gone, and leave nothing there."""
