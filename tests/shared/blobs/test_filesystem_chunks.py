@@ -16,6 +16,7 @@ import pytest
 
 from shared.blobs.filesystem import FilesystemStore
 from shared.blobs.filesystem_chunks import FilesystemChunk
+from shared.blobs.filesystem_writer import FilesystemWriter
 from shared.blobs.store import Chunk
 from shared.sidecar import new_id
 from tests.shared.blobs.chunk_conformance import ChunkConformance, commit
@@ -138,6 +139,7 @@ async def test_an_upload_that_is_complete_before_a_repeated_chunk_is_seen_in_its
     repeated = FilesystemChunk(store, sidecar.upload_id)
     await repeated.write([b"a chunk"])
     async with writing(store, sidecar.upload_id) as writer:
+        assert isinstance(writer, FilesystemWriter)
         await writer.join_chunks([first])
         touch = os.utime
 
