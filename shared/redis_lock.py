@@ -54,11 +54,10 @@ class RedisLock:
 
     async def take(self) -> bool:
         """Take the lock, or keep it for longer; return whether it is ours now."""
-        taken = await command(
-            self._redis, "EVAL", _TAKE, 1, self._key, self._owner, self._ttl_ms
+        self._taken_at = time.monotonic()  # before its time begins in Redis
+        return bool(
+            await command(self._redis, "EVAL", _TAKE, 1, self._key, self._owner, self._ttl_ms)
         )
-        self._taken_at = time.monotonic()
-        return bool(taken)
 
     async def keep(self) -> None:
         """Take the lock again if it was taken a while ago; for each step of long work.

@@ -111,17 +111,18 @@ class ServiceProcess:
                 stdout=out,
                 stderr=subprocess.STDOUT,
             )
-        wait_until(self._ready, f"{self.name} is ready", self._tail)
+        wait_until(self._ready, f"{self.name} is ready", self.tail)
 
     def _ready(self) -> bool:
         assert self._process is not None
-        assert self._process.poll() is None, self._tail()
+        assert self._process.poll() is None, self.tail()
         url = f"{self.internal_url}/readyz"
         with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=1) as answer:
             return bool(answer.status == 200)
         return False
 
-    def _tail(self) -> str:
+    def tail(self) -> str:
+        """Return the end of its log."""
         return self.log.read_text()[-2000:]
 
     def kill(self) -> None:

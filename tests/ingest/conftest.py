@@ -57,7 +57,9 @@ def started(*processes: Ingest) -> Iterator[None]:
     with running(*(one.service for one in processes)):
         for one in processes:
             epoch = one.data_dir / "blobs" / "epoch"
-            wait_until(lambda epoch=epoch: epoch.exists(), "the epoch is known")
+            wait_until(
+                lambda epoch=epoch: epoch.exists(), "the epoch is known", one.service.tail
+            )
         yield
 
 
