@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import structlog
 from redis.asyncio import Redis
 
 from shared.streams import connect
@@ -15,6 +16,17 @@ from tests.processes import RedisServer, debian_redis, running
 
 if TYPE_CHECKING:  # loading botocore takes longer than many a test
     from tests.s3_servers import MotoServer, SwiftServer
+
+
+@pytest.fixture(scope="session", autouse=True)
+def plain_tracebacks() -> None:
+    """Print tracebacks of what is tested in-process as they are.
+
+    To draw them in colours, with the variables of each frame, takes longer than what is tested:
+    on a busy machine it has the event loop stand still for seconds.
+    """
+    renderer = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    structlog.configure(processors=[*structlog.get_config()["processors"][:-1], renderer])
 
 
 @pytest.fixture(scope="session")
