@@ -36,7 +36,9 @@ def configure(
     ]
     if console:
         renderer: structlog.typing.Processor = structlog.dev.ConsoleRenderer(
-            colors=stream.isatty(), pad_event_to=28
+            colors=stream.isatty(),
+            pad_event_to=28,
+            exception_formatter=structlog.dev.plain_traceback,  # the default one shows locals
         )
     else:
         steps.append(structlog.processors.format_exc_info)
