@@ -15,21 +15,17 @@ from collections.abc import Callable, Collection, Coroutine, Mapping
 from types import MappingProxyType
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
+import msgspec
 import structlog
 from aiohttp import web
 
 from shared import lifecycle, logs
 from shared.api_routes import add_api_routes
+from shared.authenticator import Authenticator, IdentitySettings, authenticator
 from shared.cors import CorsSettings, answer_preflights, check_origins, share_responses
 from shared.errors import StartupError
-from shared.identity import (
-    Authenticator,
-    IdentitySettings,
-    authenticator,
-    identify,
-    refuse_foreign_hosts,
-    require_loopback,
-)
+from shared.identity import identify
+from shared.loopback import refuse_foreign_hosts, require_loopback
 from shared.probes import Health, create_internal_application
 from shared.proxies import TrustedProxies
 from shared.rate_limit import RateLimits
@@ -81,16 +77,7 @@ def new_application(settings: CommonSettings) -> web.Application:
     """
     cors = CorsSettings(settings.cors_allowed_origins)
     check_origins(cors)
-    auth = authenticator(
-        IdentitySettings(
-            auth_mode=settings.auth_mode,
-            auth_jwt_secret=settings.auth_jwt_secret,
-            auth_jwt_algorithms=settings.auth_jwt_algorithms,
-            auth_jwt_audience=settings.auth_jwt_audience,
-            auth_jwt_issuer=settings.auth_jwt_issuer,
-            auth_jwt_leeway=settings.auth_jwt_leeway,
-        )
-    )
+    auth = authenticator(msgspec.convert(settings, IdentitySettings, from_attributes=True))
     local = [refuse_foreign_hosts] if settings.auth_mode == "open" else []
     limits = _rate_limits(settings)
     around = [limits.refused_logins] if limits else []

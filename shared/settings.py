@@ -132,9 +132,21 @@ class CommonSettings(msgspec.Struct, frozen=True, kw_only=True):
     auth_jwt_secret: Annotated[
         Secret | None, msgspec.Meta(description="secret of HS256 tokens, 32 bytes or more")
     ] = None
+    auth_jwt_public_key_file: Annotated[
+        Path | None,
+        msgspec.Meta(description="PEM file of keys for tokens: RSA, EC P-256, Ed25519"),
+    ] = None
+    auth_jwks_url: Annotated[
+        str | None,
+        msgspec.Meta(description="https URL of the issuer's keys; http only on loopback"),
+    ] = None
     auth_jwt_algorithms: Annotated[
-        tuple[str, ...], msgspec.Meta(description="accepted algorithms, comma-separated")
-    ] = ("HS256",)
+        tuple[str, ...],
+        msgspec.Meta(
+            description="accepted algorithms, comma-separated; empty: `HS256` with a secret, "
+            "else `RS256,ES256,EdDSA`"
+        ),
+    ] = ()
     auth_jwt_audience: Annotated[
         str | None, msgspec.Meta(description="required `aud`, if set")
     ] = None
@@ -144,6 +156,13 @@ class CommonSettings(msgspec.Struct, frozen=True, kw_only=True):
     auth_jwt_leeway: Annotated[
         float, msgspec.Meta(ge=0, le=60, description="clock skew allowed in tokens, seconds")
     ] = 30.0
+    auth_api_keys_file: Annotated[
+        Path | None,
+        msgspec.Meta(
+            description="one key a line: prefix, SHA-256 of the secret (hex), tenant, scopes; "
+            "re-read when it changes"
+        ),
+    ] = None
     cors_allowed_origins: Annotated[
         Origins, msgspec.Meta(description="origins of web pages, comma-separated; `*` = any")
     ] = ()

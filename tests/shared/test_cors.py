@@ -9,6 +9,7 @@ from aiohttp import ClientResponse, WSServerHandshakeError, web
 from aiohttp.test_utils import TestClient, make_mocked_request
 from pytest_aiohttp import AiohttpClient
 
+from shared.authenticator import IdentitySettings, authenticator
 from shared.cors import (
     ALLOWED_HEADERS,
     EXPOSED_HEADERS,
@@ -19,7 +20,7 @@ from shared.cors import (
     share_responses,
 )
 from shared.errors import PayloadTooLarge, StartupError
-from shared.identity import IdentitySettings, authenticator, identify, public
+from shared.identity import identify, public
 from shared.web import create_application
 
 APP: Final = "https://app.example.com"

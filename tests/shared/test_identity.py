@@ -19,22 +19,21 @@ from aiohttp.test_utils import TestServer
 from aiohttp.typedefs import Handler
 from pytest_aiohttp import AiohttpClient, AiohttpServer
 
+from shared.authenticator import IdentitySettings, authenticator
+from shared.credentials import credentials
 from shared.errors import StartupError, Unauthorized
 from shared.identity import (
     BEARER_SUBPROTOCOL,
     PRINCIPAL,
-    IdentitySettings,
     Principal,
     authenticates_itself,
-    authenticator,
-    credentials,
     identify,
     overridable,
     principal_from,
     principal_of,
     public,
-    require_loopback,
 )
+from shared.loopback import require_loopback
 from shared.web import create_application
 
 SECRET: Final = "0123456789abcdef0123456789abcdef"

@@ -9,24 +9,22 @@ import jwt
 import pytest
 
 from shared.errors import StartupError, Unauthorized
-from shared.tokens import SharedSecretTokens
+from shared.tokens import SharedSecret, TokenRules, Tokens
 
 SECRET: Final = "0123456789abcdef0123456789abcdef"
 PEM: Final = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEAabcdefgh\n-----END PUBLIC KEY-----\n"
 
 
 def tokens(
-    secret: str | None = SECRET,
+    secret: str = SECRET,
     *,
     algorithms: tuple[str, ...] = ("HS256",),
     audience: str | None = None,
     issuer: str | None = None,
     leeway: float = 30.0,
-) -> SharedSecretTokens:
+) -> Tokens:
     """Build a verifier that checks no audience and no issuer, unless told."""
-    return SharedSecretTokens(
-        secret, algorithms=algorithms, audience=audience, issuer=issuer, leeway=leeway
-    )
+    return Tokens(SharedSecret(secret, algorithms, TokenRules(audience, issuer, leeway)))
 
 
 def signed(**claims: object) -> str:
@@ -35,10 +33,10 @@ def signed(**claims: object) -> str:
 
 
 @pytest.mark.parametrize(
-    "secret", [None, "", "short", "x" * 31, "\udcff" * 32, PEM, "ssh-ed25519 " + "A" * 60]
+    "secret", ["", "short", "x" * 31, "\udcff" * 32, PEM, "ssh-ed25519 " + "A" * 60]
 )
-def test_unusable_secret(secret: str | None) -> None:
-    """A missing, short or public secret stops the start, in one line that doesn't tell it."""
+def test_unusable_secret(secret: str) -> None:
+    """An empty, short or public secret stops the start, in one line that doesn't tell it."""
     with pytest.raises(StartupError, match="AUTH_JWT_SECRET") as refused:
         tokens(secret)
     text = str(refused.value)
