@@ -24,6 +24,8 @@ __all__ = [
     "CorsSettings",
     "answer_preflights",
     "check_origins",
+    "is_origin",
+    "is_own_origin",
     "origin_allowed",
     "share_responses",
 ]
@@ -113,13 +115,18 @@ def check_origins(settings: CorsSettings) -> None:
 
     """
     for origin in settings.allowed_origins:
-        scheme, _, authority = origin.partition("://")
-        default_port = authority.endswith(_DEFAULT_PORTS.get(scheme, "/"))
-        if origin != _ANY and (default_port or not _ORIGIN.fullmatch(origin)):
+        if origin != _ANY and not is_origin(origin):
             raise StartupError(
                 f"CORS_ALLOWED_ORIGINS has {origin!r}, which is not an origin: write"
                 " https://host or https://host:port in lower case, without path or default port"
             )
+
+
+def is_origin(text: str) -> bool:
+    """Whether a text is an origin as browsers write it, and none that many pages share."""
+    scheme, _, authority = text.partition("://")
+    default_port = authority.endswith(_DEFAULT_PORTS.get(scheme, "/"))
+    return _ORIGIN.fullmatch(text) is not None and not default_port
 
 
 def answer_preflights() -> Middleware:
@@ -206,10 +213,11 @@ def origin_allowed(settings: CorsSettings, request: web.BaseRequest) -> bool:
     if len(sent) > 1:
         return False
     allowed = settings.allowed_origins
-    return _ANY in allowed or sent[0] in allowed or _is_own(sent[0], request)
+    return _ANY in allowed or sent[0] in allowed or is_own_origin(sent[0], request)
 
 
-def _is_own(origin: str, request: web.BaseRequest) -> bool:
+def is_own_origin(origin: str, request: web.BaseRequest) -> bool:
+    """Whether an origin is the one that a request is sent to."""
     scheme, _, authority = origin.partition("://")
     # Behind an ingress that ends TLS, a page of https is seen on a connection without.
     if scheme not in (("https",) if request.secure else ("http", "https")) or not authority:

@@ -35,11 +35,25 @@ _BY_STATUS: Final[Mapping[int, tuple[Header, ...]]] = {
     ),
     503: (Header("Retry-After", int, "Seconds to wait"),),
 }
+_CALLER: Final[list[dict[str, list[str]]]] = [{"bearer": []}, {"api_key": [], "username": []}]
+_URL: Final[list[dict[str, list[str]]]] = [
+    *_CALLER,
+    {"token": []},
+    {"ticket": []},
+    {"api_key_in_url": [], "username_in_url": []},
+]
 _SECURITY: Final[Mapping[Access, list[dict[str, list[str]]]]] = {
-    "caller": [{"bearer": []}],
-    "socket": [{"bearer": []}, {"token": []}, {}],
+    "caller": _CALLER,
+    "url": _URL,
+    "socket": [*_URL, {}],
     "public": [],
 }
+
+
+def _scheme(where: str, name: str, meaning: str) -> dict[str, str]:
+    return {"type": "apiKey", "in": where, "name": name, "description": meaning}
+
+
 _SCHEMES: Final = {
     "bearer": {
         "type": "http",
@@ -47,12 +61,12 @@ _SCHEMES: Final = {
         "bearerFormat": "JWT",
         "description": "A JWT with `sub` (user id), `exp`, and if wanted `tenant` and `scope`.",
     },
-    "token": {
-        "type": "apiKey",
-        "in": "query",
-        "name": "token",
-        "description": "The same JWT, for browsers, which cannot set headers on a WebSocket.",
-    },
+    "api_key": _scheme("header", "X-API-KEY", "A key of a tenant, `prefix_secret`."),
+    "username": _scheme("header", "X-Username", "For whom the holder of the key calls."),
+    "token": _scheme("query", "token", "The JWT, where a browser cannot set headers."),
+    "ticket": _scheme("query", "ticket", "From `POST /v1/events/ticket`; good once, for 30 s."),
+    "api_key_in_url": _scheme("query", "api_key", "The key, where headers cannot be set."),
+    "username_in_url": _scheme("query", "username", "Goes with `api_key`."),
 }
 
 

@@ -35,8 +35,9 @@ TEXT: Final = "text/plain"
 
 Kind: TypeAlias = Any
 """A type that msgspec knows, or a mapping: a JSON schema as it stands."""
-Access: TypeAlias = Literal["caller", "socket", "public"]
-"""Who may: callers with credentials; those who may show them later, on a socket; anyone."""
+Access: TypeAlias = Literal["caller", "url", "socket", "public"]
+"""Who may: callers with credentials; those who may show them in the URL too; those who may show
+them later, on a socket; anyone."""
 
 
 class Parameter(msgspec.Struct, frozen=True):

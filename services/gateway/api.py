@@ -10,10 +10,20 @@ from typing import Final
 from services.gateway.dialects import ALL, Dialect
 from services.gateway.errors import ProgressNotFound
 from services.gateway.rest import Progress
-from shared.errors import Problem, Unavailable
-from shared.operations import JSON, PROBLEM, Header, Operation, Parameter, Response, Section
+from services.gateway.tickets import TICKET_S, MadeTicket, TicketRequest
+from shared.errors import InvalidRequest, PayloadTooLarge, Problem, Unavailable
+from shared.operations import (
+    JSON,
+    PROBLEM,
+    Body,
+    Header,
+    Operation,
+    Parameter,
+    Response,
+    Section,
+)
 
-__all__ = ["PROGRESS", "SECTIONS", "SOCKETS"]
+__all__ = ["IN_URL", "PROGRESS", "SECTIONS", "SOCKETS", "TICKETS"]
 
 PROGRESS: Final = Section(
     "Progress",
@@ -42,9 +52,14 @@ PROGRESS: Final = Section(
     ),
 )
 
-_TOKEN: Final = Parameter(
-    "token", "query", str, "A JWT, for browsers; it reaches no log.", always=False
+IN_URL: Final = (
+    Parameter("token", "query", str, "A JWT, for browsers; it reaches no log.", always=False),
+    Parameter("ticket", "query", str, "Better than a token in a URL.", always=False),
+    Parameter("api_key", "query", str, "With `username`; it reaches no log.", always=False),
+    Parameter("username", "query", str, "For whom the key is used.", always=False),
 )
+"""Credentials where headers cannot be set."""
+
 _ACCEPTED: Final = Response(
     "The socket is open.",
     (
@@ -75,7 +90,7 @@ def _sockets(dialect: Dialect) -> Iterator[Operation]:
             access="socket",
             parameters=(
                 *(Parameter(one, "path", str, "What to follow.") for one in ids),
-                _TOKEN,
+                *IN_URL,
             ),
             responses={101: _ACCEPTED, 400: _NO_HANDSHAKE},
             errors=(Unavailable,),
@@ -87,9 +102,40 @@ SOCKETS: Final = Section(
     "Live progress",
     "WebSockets with JSON text messages: the current state comes first, lifecycle events each "
     "once and in order, of progress the newest. A client says who it is by `Authorization`, "
-    "`?token=`, the subprotocols `bearer, <JWT>`, or a first message with `token`. Messages "
-    "and close codes stand in `docs/websocket.md`.",
+    "`X-API-KEY` and `X-Username`, `?ticket=`, `?token=`, `?api_key=&username=`, the subprotocols "
+    "`bearer, <JWT>`, or a first message with `token`. Messages and close codes stand in `docs/websocket.md`.",
     tuple(one for dialect in ALL for one in _sockets(dialect)),
 )
 
-SECTIONS: Final = (PROGRESS, SOCKETS)
+TICKETS: Final = Section(
+    "Tickets",
+    "What a browser puts into the URL of a socket or an event stream instead of a token.",
+    (
+        Operation(
+            name="make_ticket",
+            method="POST",
+            path="/v1/events/ticket",
+            summary="Get a ticket for a URL",
+            about=f"It is good once, within {TICKET_S} seconds, for the caller and pages of one "
+            "origin: that of the `Origin` of this request, or, if a server asks for one of "
+            "its pages, the `origin` in the body. With neither it is good for programs only.",
+            body=Body({JSON: TicketRequest}, "Whose page will use it.", required=False),
+            responses={
+                201: Response(
+                    "The ticket.",
+                    (Header("Cache-Control", str, "`no-store`"),),
+                    {JSON: MadeTicket},
+                )
+            },
+            errors=(InvalidRequest, PayloadTooLarge, Unavailable),
+            examples=(
+                'curl -X POST $URL/v1/events/ticket -H "Authorization: Bearer $TOKEN"',
+                'curl $URL/v1/events/ticket -H "X-API-KEY: $KEY" -H "X-Username: ada" '
+                """--json '{"origin":"https://app.example.com"}'""",
+                "websocat ws://${URL#http://}/ws/upload-progress?ticket=$TICKET",
+            ),
+        ),
+    ),
+)
+
+SECTIONS: Final = (PROGRESS, TICKETS, SOCKETS)

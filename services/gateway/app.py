@@ -12,7 +12,9 @@ from services.gateway.relay import GROUP, Relay
 from services.gateway.rest import RELAY, add_rest_routes
 from services.gateway.settings import Settings
 from services.gateway.sockets import SOCKETS, Sockets, add_socket_routes
+from services.gateway.tickets import OFFICE, TicketOffice, add_ticket_route
 from shared.api_routes import API
+from shared.identity import TICKETS
 from shared.lifecycle import background
 from shared.serve import AUTHENTICATOR, HEALTH, new_application
 from shared.stream_group import StreamGroup
@@ -49,6 +51,7 @@ def install(app: web.Application, settings: Settings) -> None:
         sockets = Sockets(relay, app[AUTHENTICATOR], settings)
         app[RELAY] = relay
         app[SOCKETS] = sockets
+        app[OFFICE] = app[TICKETS] = TicketOffice(redis, prefix=settings.progress_prefix)
         health = app[HEALTH]
         health.can_serve["gateway.sockets"] = lambda: not sockets.is_full
         health.degraded["gateway.redis"] = lambda: not relay.tail.connected
@@ -72,3 +75,5 @@ def install(app: web.Application, settings: Settings) -> None:
         app[API].add(api.SOCKETS)
     add_rest_routes(app.router)
     app[API].add(api.PROGRESS)
+    add_ticket_route(app.router)
+    app[API].add(api.TICKETS)

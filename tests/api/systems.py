@@ -131,6 +131,7 @@ def separate(redis: RedisServer, folder: Path) -> Iterator[System]:
         "": parts["ingest"].url,
         "/api/v1/storage": parts["storage"].url,
         "/v1/dashboard": parts["gateway"].url,
+        "/v1/events": parts["gateway"].url,
         "/ws": parts["gateway"].url,
         "/api/v1/ws": parts["gateway"].url,
     }
