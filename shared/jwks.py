@@ -34,7 +34,7 @@ _RETRY_S: Final = 1.0
 """How long an issuer is left alone that has not answered yet."""
 _MAX_BYTES: Final = 256 * 1024
 _MAX_KEYS: Final = 64
-_KINDS: Final = frozenset({"RSA", "EC", "OKP"})  # never "oct": that would publish a secret
+_KINDS: Final = ("RSA", "EC", "OKP")  # never "oct": that would publish a secret
 
 KeySet = Mapping[str | None, Sequence[TokenKey]]
 """Keys by ``kid``, which is compared and used for nothing else; ``None`` has all of them."""
@@ -86,7 +86,8 @@ def _key_of(entry: dict[str, Any], algorithms: Sequence[str], rules: TokenRules)
     if "d" in entry:
         raise UnusableKey("a private key, which everyone can read now")
     operations = entry.get("key_ops", ["verify"])
-    if entry.get("use", "sig") != "sig" or "verify" not in operations:
+    verifies = isinstance(operations, list) and "verify" in operations
+    if entry.get("use", "sig") != "sig" or not verifies:
         raise UnusableKey("a key that is not for signatures")
     material = {name: value for name, value in entry.items() if name != "alg"}
     try:

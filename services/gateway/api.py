@@ -102,8 +102,9 @@ SOCKETS: Final = Section(
     "Live progress",
     "WebSockets with JSON text messages: the current state comes first, lifecycle events each "
     "once and in order, of progress the newest. A client says who it is by `Authorization`, "
-    "`X-API-KEY` and `X-Username`, `?ticket=`, `?token=`, `?api_key=&username=`, the subprotocols "
-    "`bearer, <JWT>`, or a first message with `token`. Messages and close codes stand in `docs/websocket.md`.",
+    "`X-API-KEY` and `X-Username`, `?ticket=`, `?token=`, `?api_key=&username=`, the "
+    "subprotocols `bearer, <JWT>`, or a first message with `token`. Messages and close codes "
+    "stand in `docs/websocket.md`.",
     tuple(one for dialect in ALL for one in _sockets(dialect)),
 )
 
@@ -116,9 +117,9 @@ TICKETS: Final = Section(
             method="POST",
             path="/v1/events/ticket",
             summary="Get a ticket for a URL",
-            about=f"It is good once, within {TICKET_S} seconds, for the caller and pages of one "
-            "origin: that of the `Origin` of this request, or, if a server asks for one of "
-            "its pages, the `origin` in the body. With neither it is good for programs only.",
+            about=f"Good once, within {TICKET_S} seconds, for the caller and for pages of one "
+            "origin: the `Origin` of this request or, if a server asks for one of its pages, "
+            "the `origin` in the body. With neither it is good for programs only.",
             body=Body({JSON: TicketRequest}, "Whose page will use it.", required=False),
             responses={
                 201: Response(
