@@ -73,7 +73,7 @@ def parse_keys(text: str) -> Mapping[str, StoredKey]:
     """
     found: dict[str, StoredKey] = {}
     for number, line in enumerate(text.splitlines(), 1):
-        fields = line.partition("#")[0].replace(",", " ").split()
+        fields = _fields_of(line)
         if not fields:
             continue
         try:
@@ -84,6 +84,10 @@ def parse_keys(text: str) -> Mapping[str, StoredKey]:
             raise MalformedKeyFile(f"line {number}: {exc}") from None
         found[prefix] = key
     return found
+
+
+def _fields_of(line: str) -> list[str]:
+    return line.partition("#")[0].replace(",", " ").split()
 
 
 def _parse(fields: list[str]) -> tuple[str, StoredKey]:
@@ -214,9 +218,11 @@ def new_key(tenant: str, scopes: list[str]) -> tuple[str, str]:
     """
     prefix, secret = f"upl{secrets.token_hex(4)}", secrets.token_hex(32)
     digest = hashlib.sha256(secret.encode()).hexdigest()
-    line = " ".join([prefix, digest, tenant, *scopes])
-    if parse_keys(line)[prefix].tenant != tenant:
-        raise MalformedKeyFile("a tenant in the file has no comma and no #")
+    fields = [prefix, digest, tenant, *scopes]
+    line = " ".join(fields)
+    if _fields_of(line) != fields:
+        raise MalformedKeyFile("the file has no room for blanks, commas and # in a field")
+    parse_keys(line)
     return f"{prefix}_{secret}", line
 
 
