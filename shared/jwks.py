@@ -62,7 +62,7 @@ def keys_of(document: bytes, algorithms: Sequence[str], rules: TokenRules) -> Ke
     """
     try:
         published = msgspec.json.decode(document, type=_Document).keys
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise MalformedKeySet("it is no JWK set") from None
     found: dict[str | None, list[TokenKey]] = {None: []}
     reasons = []

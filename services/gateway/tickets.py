@@ -192,7 +192,7 @@ async def _body_of(request: web.Request) -> TicketRequest:
         raise PayloadTooLarge(f"The body may have {_MAX_BODY} bytes.")
     try:
         return _request_decoder.decode(body) if body else TicketRequest()
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise InvalidRequest(
             'The body must be JSON such as {"origin":"https://host"}.'
         ) from None

@@ -10,7 +10,7 @@ from typing import Any, Final
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from shared.authenticator import IdentitySettings, authenticator
@@ -324,6 +324,8 @@ def test_any_entry(entry: dict[str, Any]) -> None:
     assert usable([entry, SECOND.jwk()]) in {1, 2}
 
 
+@example(b'{"keys":[{"kid":"\xff"}]}')
+@example(b'{"keys":' + b"[" * 100_000)
 @given(st.binary() | json_values.map(lambda value: json.dumps({"keys": value}).encode()))
 def test_any_document(document: bytes) -> None:
     """Whatever is published, it is a set of keys or it is not."""
