@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
-from shared.errors import ApiError, Forbidden, Problem, RateLimited, Unauthorized
+from shared.errors import ApiError, Forbidden, Problem, RateLimited, Unauthorized, Unavailable
 from shared.operations import (
     PROBLEM,
     Access,
@@ -163,7 +163,8 @@ def _meaning(error: type[ApiError]) -> str:
 
 
 def _errors(operation: Operation) -> tuple[type[ApiError], ...]:
-    known = () if operation.access == "public" else (Unauthorized, Forbidden)
+    # Unavailable: the issuer's keys, or what is behind a ticket, cannot be had.
+    known = () if operation.access == "public" else (Unauthorized, Forbidden, Unavailable)
     limited = () if operation.method == "OPTIONS" else (RateLimited,)
     return tuple(dict.fromkeys((*operation.errors, *known, *limited, ApiError)))
 

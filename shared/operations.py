@@ -92,7 +92,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     body: Body | None = None
     responses: Mapping[int, Response]
     errors: tuple[type[ApiError], ...] = ()
-    """Besides 429 and 500, and 401 and 403 where callers are known."""
+    """Besides 429 and 500, and 401, 403 and 503 where callers are known."""
     codes: Mapping[str, str] = {}
     """Further codes of these errors: status and meaning, as in ``"410: It was cancelled."``"""
     errors_in: tuple[str, ...] = (PROBLEM,)

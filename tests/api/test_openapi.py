@@ -173,7 +173,17 @@ def test_protocols_on_one_route_are_joined() -> None:
     needed = {each["name"]: each["required"] for each in both["parameters"]}
     assert needed == {"id": True, "Version": False}
     assert both["requestBody"]["content"].keys() == {"a/a", "b/b"}
-    assert both["responses"].keys() == {"200", "201", "401", "403", "404", "409", "429", "500"}
+    assert both["responses"].keys() == {
+        "200",
+        "201",
+        "401",
+        "403",
+        "404",
+        "409",
+        "429",
+        "500",
+        "503",
+    }
     found = both["responses"]["201"]["headers"]
     required = {name: each["required"] for name, each in found.items()}
     assert required == {

@@ -44,7 +44,7 @@ async def test_by_header(
         assert (await peer.hear())["type"] == "created"
 
 
-async def test_by_query(
+async def test_security_item_24_by_query(
     gateway: ServiceProcess, dial: Dial, caller: Principal, told: Told
 ) -> None:
     """A page may put it into the URL (000:174); it does not get into the log."""
@@ -222,7 +222,7 @@ async def test_refresh_that_shortens(
     ],
     ids=["garbage", "somebody else's", "expired"],
 )
-async def test_bad_refresh(
+async def test_security_item_26_bad_refresh(
     gateway: ServiceProcess,
     dial: Dial,
     caller: Principal,
@@ -273,7 +273,7 @@ async def test_refresh_with_fewer_rights(
         "",
     ],
 )
-async def test_foreign_pages(
+async def test_security_item_25_foreign_pages(
     gateway: ServiceProcess, caller: Principal, told: Told, origin: str
 ) -> None:
     """A page that may not is refused before the handshake, token or not (security item 25)."""
@@ -295,7 +295,9 @@ async def test_allowed_pages(gateway: ServiceProcess, caller: Principal, told: T
             assert (await peer.hear())["type"] == "created"
 
 
-async def test_two_origins(gateway: ServiceProcess, caller: Principal, told: Told) -> None:
+async def test_security_item_25_two_origins(
+    gateway: ServiceProcess, caller: Principal, told: Told
+) -> None:
     """Two ``Origin`` headers are refused, even if one of them is allowed."""
     headers = [*bearer(caller).items(), ("Origin", ORIGIN), ("Origin", "https://evil.example")]
     async with RawSocket.opened(gateway.port, f"{MEDIA}/{told.id}", headers=headers) as peer:

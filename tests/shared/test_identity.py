@@ -288,7 +288,7 @@ BAD_TOKENS: Final[dict[str, Callable[[], str]]] = {
 
 
 @pytest.mark.parametrize("make", BAD_TOKENS.values(), ids=BAD_TOKENS.keys())
-async def test_bad_token(
+async def test_security_item_22_bad_token(
     server: TestServer,
     make: Callable[[], str],
     caplog: pytest.LogCaptureFixture,
@@ -543,7 +543,7 @@ async def test_bad_socket_credentials(aiohttp_client: AiohttpClient) -> None:
         assert refused.value.status == 401, way
 
 
-async def test_query_token_is_for_sockets_only(server: TestServer) -> None:
+async def test_security_item_24_query_token_is_for_sockets_only(server: TestServer) -> None:
     """Other requests can send headers, so a token in their URL is not looked at."""
     path = b"/whoami?token=" + token().encode()
     upgrade = b"Connection: upgrade\r\nUpgrade: websocket\r\n"

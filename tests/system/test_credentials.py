@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Final
@@ -140,17 +140,79 @@ def test_tokens_and_keys_everywhere(services: Services, name: str) -> None:
 def test_key_and_token_are_one_user(services: Services) -> None:
     """What somebody uploads by key is the same user's by token, in the tenant of the key."""
     url = services["ingest"].url
-    made = ask("POST", f"{url}/api/v1/uploads", BY_KEY, b"hello")
+    zoe = {**BY_KEY, "X-Username": "zoe"}
+    made = ask("POST", f"{url}/api/v1/uploads", zoe, b"hello")
     assert made.status in {200, 201}
     upload_id = json.loads(made.body)["upload_id"]
     status = f"{url}/api/v1/uploads/meta/{upload_id}/status"
     for claims, code in (
-        ({"sub": "ada", "tenant": "acme"}, 200),
-        ({"sub": "ada", "tenant": "other"}, 403),
+        ({"sub": "zoe", "tenant": "acme"}, 200),
+        ({"sub": "zoe", "tenant": "other"}, 403),
         ({"sub": "eve", "tenant": "acme"}, 403),
     ):
         token = ISSUER.named_token(**claims)
         assert ask("GET", status, {"Authorization": f"Bearer {token}"}).status == code
+
+
+WAYS: Final[dict[str, Callable[[str], dict[str, Any]]]] = {
+    "token": lambda _: {"headers": [("Authorization", f"Bearer {ISSUER.named_token()}")]},
+    "token in the URL": lambda _: {"query": f"?token={ISSUER.named_token()}"},
+    "subprotocol": lambda _: {
+        "headers": [("Sec-WebSocket-Protocol", f"bearer, {ISSUER.named_token()}")]
+    },
+    "first message": lambda _: {
+        "first": {"type": "authenticate", "token": ISSUER.named_token()}
+    },
+    "key": lambda _: {"headers": list(BY_KEY.items())},
+    "key in the URL": lambda _: {"query": f"?api_key={KEY}&username=ada"},
+    "ticket": lambda ticket: {"query": f"?ticket={ticket}"},
+}
+
+
+async def on_socket(
+    service: ServiceProcess,
+    *,
+    query: str = "",
+    headers: Iterable[tuple[str, str]] = (),
+    first: Mapping[str, str] | None = None,
+) -> str | int | None:
+    """Return how a socket that is let in answers, the close code of another one."""
+    path = f"/ws/upload-progress{query}"
+    async with RawSocket.opened(service.port, path, headers=headers) as peer:
+        await peer.say(first or {"type": "ping"})
+        told = str((await peer.hear())["event_type"])
+        return await peer.end() if told == "error" else told
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_every_way_into_a_socket(services: Services, way: str) -> None:
+    """A socket takes each of them in its handshake, and a token in its first message."""
+    made = ask("POST", f"{services['gateway'].url}/v1/events/ticket", BY_KEY)
+    told = await on_socket(services["gateway"], **WAYS[way](json.loads(made.body)["ticket"]))
+    assert told == ("authenticated" if way == "first message" else "pong")
+
+
+async def test_bad_key_on_a_socket(services: Services) -> None:
+    """A bad key ends the socket with the code for bad credentials."""
+    for query in (f"?api_key={KEY[:-1]}&username=ada", f"?api_key={KEY}", f"?ticket={KEY}"):
+        assert await on_socket(services["gateway"], query=query) == 4001
+
+
+async def test_issuer_away(folder: Path, redis: RedisServer) -> None:
+    """Before the issuer has answered nobody gets in, and all are told to try again."""
+    env = {
+        "REDIS_URL": redis.url,
+        "AUTH_MODE": "required",
+        "AUTH_JWKS_URL": f"http://127.0.0.1:{free_port()}/keys",
+    }
+    service = ServiceProcess("gateway", env, folder / "away.log")
+    with running(service):
+        token = {"Authorization": f"Bearer {ISSUER.named_token()}"}
+        answer = ask("POST", f"{service.url}/v1/events/ticket", token)
+        assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
+        for way in ("token", "first message"):
+            assert await on_socket(service, **WAYS[way]("")) == 1013
+    assert "Traceback" not in service.log.read_text()
 
 
 async def test_security_item_24_nothing_secret_in_logs(services: Services) -> None:
