@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final
 
+import jwt
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
@@ -260,7 +262,7 @@ async def test_huge_answer(issuer: KeyServer) -> None:
 async def test_compressed_answer(issuer: KeyServer) -> None:
     """Nothing is inflated, so that a small answer cannot become a large one."""
     issuer.headers = {"Content-Encoding": "gzip"}
-    issuer.body = bytes.fromhex("1f8b0800") + b"x" * 100
+    issuer.body = gzip.compress(issuer.body)
     with pytest.raises(Unavailable):
         await tokens(issuer).claims(FIRST.named_token())
 
@@ -298,6 +300,13 @@ def test_keys_that_are_not_for_us(kind: str) -> None:
     assert usable([UNUSABLE[kind], SECOND.jwk()]) == 1
     with pytest.raises(MalformedKeySet):
         usable([UNUSABLE[kind]])
+
+
+def test_private_keys_are_told_apart() -> None:
+    """An issuer that publishes its private key is told so: everyone can sign with it now."""
+    private = jwt.get_algorithm_by_name("RS256").to_jwk(FIRST.private, as_dict=True)
+    with pytest.raises(MalformedKeySet, match="private key"):
+        usable([private])
 
 
 def test_keys_without_name_or_algorithm() -> None:
