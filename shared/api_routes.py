@@ -37,8 +37,9 @@ Resumable uploads in, live progress out, files back. This page as an OpenAPI doc
 `/openapi.json`.
 
 In the examples `$URL` is where the service listens, such as `http://127.0.0.1:8080`, `$TOKEN`
-a token of yours, and `$ID` the id of an upload. A server that runs with `AUTH_MODE=open` takes
-everyone for the local user, without a token, and answers only requests to a loopback host.
+a token of yours, `$KEY` an API key that can be used instead, and `$ID` the id of an upload. A
+server that runs with `AUTH_MODE=open` takes everyone for the local user, without a token, and
+answers only requests to a loopback host.
 
 401 means no or bad credentials, 403 good ones for something that is somebody else's, 404 that
 there is no such thing. Errors in JSON are a `Problem` with one of the codes at the end. Times
