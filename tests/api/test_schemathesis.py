@@ -58,6 +58,9 @@ REACHED: Final = {
 }
 """What the requests must come to, so that they prove something."""
 
+EXAMPLES: Final = {"PATCH /api/v1/uploads/{upload_id}": 120}
+"""Requests to operations that so much must fit for that fewer would seldom reach all."""
+
 LIKELY: Final = {
     "Upload-Offset": ("0", "5", "10"),
     "Upload-Length": ("0", "10", "1001"),
@@ -179,7 +182,7 @@ def exercise(system: System, operation: Described, examples: int) -> set[int]:
 @pytest.mark.parametrize("label", OPERATIONS)
 def test_operation(system: System, label: str) -> None:
     """Whatever is sent, the answer is one of those that the document tells of."""
-    seen = exercise(system, OPERATIONS[label], examples=40)
+    seen = exercise(system, OPERATIONS[label], examples=EXAMPLES.get(label, 40))
 
     assert REACHED.get(label, set()) <= seen
 
