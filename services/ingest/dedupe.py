@@ -73,7 +73,7 @@ async def cached_result(store: BlobStore, tenant: str, sha256: str) -> dict[str,
         return msgspec.json.decode(
             await store.note(f"results/{owner}.{sha256}") or "null", type=dict[str, Any] | None
         )
-    except (OSError, msgspec.DecodeError) as exc:
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as exc:
         log.warning("result_not_read", error=repr(exc))
         return None
 
