@@ -142,6 +142,7 @@ def _operation(method: str, path: str, one: Mapping[str, Any]) -> _Html:
         _request(one.get("requestBody")),
         _responses(one["responses"]),
         _headers(one["responses"]),
+        _messages(one.get("x-messages", {})),
     ]
     return _tag("article", *parts, id=anchor)
 
@@ -217,6 +218,16 @@ def _headers(responses: Mapping[str, Mapping[str, Any]]) -> _Html:
         for name, (statuses, meanings) in told.items()
     )
     return _table("Response headers", ("name", "in", "meaning"), rows)
+
+
+def _messages(told: Mapping[str, Iterable[Mapping[str, Any]]]) -> _Html:
+    """Return what is said on a socket, by either side."""
+    rows = (
+        (_type(schema), direction)
+        for key, direction in (("receives", "from the client"), ("sends", "to the client"))
+        for schema in told.get(key, ())
+    )
+    return _table("Messages", ("message", "direction"), rows)
 
 
 def _media(name: str, content: Mapping[str, Any]) -> _Html:

@@ -29,7 +29,16 @@ from shared.operations import (
     merged,
 )
 
-__all__ = ["API", "ApiDescription", "add_api_routes"]
+__all__ = [
+    "API",
+    "CONDITION",
+    "JSON_HEADERS",
+    "TAGGED",
+    "UNCHANGED",
+    "ApiDescription",
+    "add_api_routes",
+    "serving",
+]
 
 TITLE: Final = "Uploads"
 ABOUT: Final = """\
@@ -46,14 +55,14 @@ there is no such thing. Errors in JSON are a `Problem` with one of the codes at 
 are RFC 3339 in UTC, sizes and offsets are bytes. Every answer has `X-Request-ID`, the request's
 own if it brought one; where requests are limited, also `RateLimit` and `RateLimit-Policy`."""
 
-_TAGGED: Final = (
+TAGGED: Final = (
     Header("ETag", str, "Changes with the content"),
     Header("Cache-Control", str, "May be kept, and should be checked now and then"),
 )
-_CONDITION: Final = Parameter(
+CONDITION: Final = Parameter(
     "If-None-Match", "header", str, "`ETag` of what the client has", always=False
 )
-_UNCHANGED: Final = Response("The client has the current one.", _TAGGED)
+UNCHANGED: Final = Response("The client has the current one.", TAGGED)
 
 OWN: Final = Section(
     "This description",
@@ -65,10 +74,10 @@ OWN: Final = Section(
             path="/openapi.json",
             summary="This interface as an OpenAPI 3.1 document",
             access="public",
-            parameters=(_CONDITION,),
+            parameters=(CONDITION,),
             responses={
-                200: Response("The document.", _TAGGED, {JSON: {"type": "object"}}),
-                304: _UNCHANGED,
+                200: Response("The document.", TAGGED, {JSON: {"type": "object"}}),
+                304: UNCHANGED,
             },
             examples=("curl $URL/openapi.json",),
         ),
@@ -78,10 +87,10 @@ OWN: Final = Section(
             path="/docs",
             summary="This interface as a page to read",
             access="public",
-            parameters=(_CONDITION,),
+            parameters=(CONDITION,),
             responses={
-                200: Response("The page.", _TAGGED, {"text/html": {"type": "string"}}),
-                304: _UNCHANGED,
+                200: Response("The page.", TAGGED, {"text/html": {"type": "string"}}),
+                304: UNCHANGED,
             },
         ),
     ),
@@ -105,6 +114,7 @@ class ApiDescription:
 
 API: Final = web.AppKey("api", ApiDescription)
 
+JSON_HEADERS: Final = {"Content-Type": JSON, "X-Content-Type-Options": "nosniff"}
 _STYLE_HASH: Final = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
 _PAGE_HEADERS: Final = {
     # Nothing may be loaded or run, and nothing but this very style sheet applies.
@@ -127,13 +137,14 @@ def add_api_routes(app: web.Application) -> None:
     def rendered() -> bytes:
         return page(description.document()).encode()
 
-    json_type = {"Content-Type": JSON, "X-Content-Type-Options": "nosniff"}
     html_type = {"Content-Type": "text/html; charset=utf-8", **_PAGE_HEADERS}
-    app.router.add_get("/openapi.json", _serving(encoded, json_type))
-    app.router.add_get("/docs", _serving(rendered, html_type))
+    app.router.add_get("/openapi.json", serving(encoded, JSON_HEADERS))
+    app.router.add_get("/docs", serving(rendered, html_type))
 
 
-def _serving(make: Callable[[], bytes], headers: Mapping[str, str]) -> Handler:
+def serving(make: Callable[[], bytes], headers: Mapping[str, str]) -> Handler:
+    """Return a handler that serves what ``make`` returns, to anyone, by its tag."""
+
     @public
     async def serve(request: web.Request) -> web.Response:
         body = make()

@@ -129,6 +129,7 @@ class _Schemas:
 def _kinds(operation: Operation) -> Iterable[Kind]:
     yield from (one.kind for one in operation.parameters)
     yield from operation.body.media.values() if operation.body else ()
+    yield from operation.receives + operation.sends
     for response in _responses(operation).values():
         yield from (one.kind for one in response.headers)
         yield from response.media.values()
@@ -215,6 +216,11 @@ def _operation(one: Operation, tag: str, schemas: _Schemas) -> dict[str, Any]:
             "description": one.body.meaning,
             "required": one.body.required,
             "content": _content(one.body.media, schemas),
+        }
+    if one.receives or one.sends:
+        described["x-messages"] = {
+            "receives": [schemas.of(kind) for kind in one.receives],
+            "sends": [schemas.of(kind) for kind in one.sends],
         }
     if one.examples:
         described["x-codeSamples"] = [

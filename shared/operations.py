@@ -99,6 +99,10 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     """Media types of refusals."""
     headers: tuple[Header, ...] = ()
     """Of every response, refusals included."""
+    receives: tuple[type, ...] = ()
+    """Messages of clients, once this has opened a socket."""
+    sends: tuple[type, ...] = ()
+    """Messages to clients then."""
     examples: tuple[str, ...] = ()
     """Command lines; `$URL` is the base of the service and `$TOKEN` the caller's token."""
 
@@ -154,6 +158,8 @@ def _both(a: Operation, b: Operation) -> Operation:
         codes={**a.codes, **b.codes},
         errors_in=tuple(dict.fromkeys(a.errors_in + b.errors_in)),
         headers=_union(a.headers, b.headers),
+        receives=tuple(dict.fromkeys(a.receives + b.receives)),
+        sends=tuple(dict.fromkeys(a.sends + b.sends)),
         examples=a.examples + b.examples,
     )
 

@@ -37,6 +37,7 @@ from shared.events import (
 __all__ = [
     "BLOCK_MS",
     "REDIS_FAILURES",
+    "ROWS",
     "Command",
     "Entry",
     "ProgressEntry",
@@ -209,6 +210,8 @@ class ProgressEntry(msgspec.Struct, frozen=True):
 _encoder: Final = msgspec.json.Encoder()
 _decoder: Final = msgspec.json.Decoder(list[_Position])
 _job_decoder: Final = msgspec.json.Decoder(list[_JobPosition])
+ROWS: Final[Mapping[str, Any]] = {"d": list[_Position], "jd": list[_JobPosition]}
+"""What the JSON in the fields of a progress entry is, for descriptions."""
 
 
 def pack_positions(

@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from typing import Final
 
 from services.gateway.dialects import ALL, Dialect
-from services.gateway.errors import ProgressNotFound
-from services.gateway.rest import Progress
+from services.gateway.errors import InvalidStatus, ProgressNotFound
+from services.gateway.rest import LIMIT, MOST, PATH, Progress, Sessions
 from services.gateway.tickets import TICKET_S, MadeTicket, TicketRequest
+from services.gateway.upkeep import CleanupRequest, CleanupResult, Stats
+from shared.api_routes import CONDITION, TAGGED, UNCHANGED
 from shared.errors import InvalidRequest, PayloadTooLarge, Problem, Unavailable
 from shared.operations import (
     JSON,
@@ -23,30 +25,106 @@ from shared.operations import (
     Section,
 )
 
-__all__ = ["IN_URL", "PROGRESS", "SECTIONS", "SOCKETS", "TICKETS"]
+__all__ = ["ASYNCAPI", "IN_URL", "PROGRESS", "SECTIONS", "SOCKETS", "TICKETS"]
+
+_AUTHORIZED: Final = '-H "Authorization: Bearer $TOKEN"'
+_NO_STORE: Final = Header("Cache-Control", str, "`no-store`")
+_SESSION: Final = Parameter(
+    "session_id", "path", str, "Id of the upload, or the caller's own name for the session."
+)
+_NAMES_TAKEN: Final = (
+    "A session that the client itself has named `stats` or `cleanup` can be asked for by its "
+    "id only."
+)
 
 PROGRESS: Final = Section(
     "Progress",
-    "How far uploads and their processing are.",
+    "How far uploads and their processing are: to be asked for until nothing has been heard of "
+    "a session for `PROGRESS_TTL_SECONDS`.",
     (
         Operation(
             name="read_progress",
             method="GET",
-            path="/v1/dashboard/upload/progress/{session_id}",
+            path=f"{PATH}/{{session_id}}",
             summary="Ask how far an upload is",
             about="An id that is not known yet is waited for, up to two seconds: its first "
-            "event may be under way.",
-            parameters=(Parameter("session_id", "path", str, "Id of the upload."),),
+            f"event may be under way. {_NAMES_TAKEN}",
+            parameters=(_SESSION,),
+            responses={200: Response("Where it is.", (_NO_STORE,), {JSON: Progress})},
+            errors=(ProgressNotFound, Unavailable),
+            examples=(f"curl $URL{PATH}/$ID {_AUTHORIZED}",),
+        ),
+        Operation(
+            name="delete_progress",
+            method="DELETE",
+            path=f"{PATH}/{{session_id}}",
+            summary="Remove the progress of an upload",
+            about="The file stays: only what is told of the upload goes, on all gateways at "
+            "once, and nothing that is heard of it later brings it back. Sockets that watch it "
+            "stay open.",
+            parameters=(_SESSION,),
+            responses={204: Response("It is gone.")},
+            errors=(InvalidStatus, ProgressNotFound, Unavailable),
+            examples=(f"curl -X DELETE $URL{PATH}/$ID {_AUTHORIZED}",),
+        ),
+        Operation(
+            name="list_sessions",
+            method="GET",
+            path=f"{PATH}/user/{{user_id}}/sessions",
+            summary="List a user's uploads",
+            about="Newest first, one's own; with the scope `admin` those of any user of the "
+            "own tenant. The next page begins where the last one ended, also if uploads have "
+            "come or gone meanwhile.",
+            parameters=(
+                Parameter("user_id", "path", str, "The `sub` of the user's token."),
+                Parameter(
+                    "limit",
+                    "query",
+                    {"type": "integer", "minimum": 1, "maximum": MOST, "default": LIMIT},
+                    "The most sessions on a page.",
+                    always=False,
+                ),
+                Parameter(
+                    "cursor", "query", str, "`next_cursor` of the page before.", always=False
+                ),
+            ),
             responses={
                 200: Response(
-                    "Where it is.",
-                    (Header("Cache-Control", str, "`no-store`"),),
-                    {JSON: Progress},
+                    "A page.",
+                    (
+                        _NO_STORE,
+                        Header("Link", str, 'The next page, `rel="next"`', always=False),
+                    ),
+                    {JSON: Sessions},
                 )
             },
-            errors=(ProgressNotFound, Unavailable),
+            errors=(InvalidRequest, Unavailable),
+            examples=(f'curl "$URL{PATH}/user/ada/sessions?limit=20" {_AUTHORIZED}',),
+        ),
+        Operation(
+            name="read_stats",
+            method="GET",
+            path=f"{PATH}/stats",
+            summary="Ask what goes on in the tenant",
+            about="Needs the scope `admin`.",
+            responses={200: Response("The figures.", (_NO_STORE,), {JSON: Stats})},
+            errors=(Unavailable,),
+            examples=(f"curl $URL{PATH}/stats {_AUTHORIZED}",),
+        ),
+        Operation(
+            name="clean_up",
+            method="POST",
+            path=f"{PATH}/cleanup",
+            summary="Remove the progress of finished uploads of the tenant",
+            about="Needs the scope `admin`. A call looks at no more than a thousand sessions "
+            "and says how many are left. What has run out is cleaned up without being asked "
+            "for, every `PROGRESS_CLEANUP_INTERVAL`. Files stay.",
+            body=Body({JSON: CleanupRequest}, "Which ones.", required=False),
+            responses={200: Response("What was done.", media={JSON: CleanupResult})},
+            errors=(InvalidRequest, Unavailable),
             examples=(
-                'curl $URL/v1/dashboard/upload/progress/$ID -H "Authorization: Bearer $TOKEN"',
+                f"curl $URL{PATH}/cleanup {_AUTHORIZED} "
+                "--json '{\"older_than_seconds\": 600}'",
             ),
         ),
     ),
@@ -76,7 +154,7 @@ _NO_HANDSHAKE: Final = Response(
 
 def _sockets(dialect: Dialect) -> Iterator[Operation]:
     """Yield the paths of a dialect, told apart by the parameters in them."""
-    name = type(dialect).__name__.lower()
+    name = dialect.name
     for number, path in enumerate(dialect.paths):
         ids = re.findall(r"{(\w+)}", path)
         whose = f"one {ids[0].removesuffix('_id')}" if ids else "all that is the caller's"
@@ -94,6 +172,8 @@ def _sockets(dialect: Dialect) -> Iterator[Operation]:
             ),
             responses={101: _ACCEPTED, 400: _NO_HANDSHAKE},
             errors=(Unavailable,),
+            receives=dialect.receives,
+            sends=dialect.sends,
             examples=(f"websocat ws://${{URL#http://}}{shown}?token=$TOKEN",),
         )
 
@@ -103,8 +183,8 @@ SOCKETS: Final = Section(
     "WebSockets with JSON text messages: the current state comes first, lifecycle events each "
     "once and in order, of progress the newest. A client says who it is by `Authorization`, "
     "`X-API-KEY` and `X-Username`, `?ticket=`, `?token=`, `?api_key=&username=`, the "
-    "subprotocols `bearer, <JWT>`, or a first message with `token`. Messages and close codes "
-    "stand in `docs/websocket.md`.",
+    "subprotocols `bearer, <JWT>`, or a first message with `token`. The same for "
+    "programs: `/asyncapi.json`. Close codes stand in `docs/websocket.md`.",
     tuple(one for dialect in ALL for one in _sockets(dialect)),
 )
 
@@ -139,4 +219,24 @@ TICKETS: Final = Section(
     ),
 )
 
-SECTIONS: Final = (PROGRESS, TICKETS, SOCKETS)
+ASYNCAPI: Final = Section(
+    "This description",
+    "",
+    (
+        Operation(
+            name="read_asyncapi",
+            method="GET",
+            path="/asyncapi.json",
+            summary="The sockets, and the streams behind them, as an AsyncAPI 3.0 document",
+            access="public",
+            parameters=(CONDITION,),
+            responses={
+                200: Response("The document.", TAGGED, {JSON: {"type": "object"}}),
+                304: UNCHANGED,
+            },
+            examples=("curl $URL/asyncapi.json",),
+        ),
+    ),
+)
+
+SECTIONS: Final = (PROGRESS, TICKETS, SOCKETS, ASYNCAPI)

@@ -7,15 +7,23 @@ from collections.abc import AsyncIterator
 from aiohttp import web
 
 from services.gateway import api, dialects
+from services.gateway.asyncapi_route import add_asyncapi_route
+from services.gateway.cleaning import Cleaner, lock_s
+from services.gateway.dismissal import Dismissals
+from services.gateway.keys import Keys
+from services.gateway.listing import Listing
 from services.gateway.projection import Projection
 from services.gateway.relay import GROUP, Relay
-from services.gateway.rest import RELAY, add_rest_routes
+from services.gateway.rest import DISMISSALS, KEPT_S, LISTING, RELAY, add_rest_routes
+from services.gateway.sessions_index import SessionsIndex
 from services.gateway.settings import Settings
 from services.gateway.sockets import SOCKETS, Sockets, add_socket_routes
 from services.gateway.tickets import OFFICE, TicketOffice, add_ticket_route
+from services.gateway.upkeep import CLEANER, INDEX, add_upkeep_routes
 from shared.api_routes import API
 from shared.identity import TICKETS
 from shared.lifecycle import background
+from shared.redis_lock import RedisLock
 from shared.serve import AUTHENTICATOR, HEALTH, new_application
 from shared.stream_group import StreamGroup
 from shared.streams import connect, stream_names
@@ -46,6 +54,17 @@ def install(app: web.Application, settings: Settings) -> None:
             streams=stream_names(settings.event_partitions),
             handle=projection.handle,
         )
+        keys, ttl_s = Keys(settings.progress_prefix), settings.progress_ttl_seconds
+        index = SessionsIndex(redis, keys, ttl_s=ttl_s)
+        dismissals = Dismissals(redis, keys, index)
+        cleaner = Cleaner(
+            index, projection, dismissals, ttl_s=ttl_s, batch=settings.progress_batch_size
+        )
+        every_s = settings.progress_cleanup_interval
+        lock = RedisLock(redis, keys.cleaner, ttl_s=lock_s(every_s))
+        app[LISTING] = Listing(redis, keys, relay)
+        app[DISMISSALS], app[INDEX], app[CLEANER] = dismissals, index, cleaner
+        app[KEPT_S] = ttl_s
         await group.prepare()
         await relay.start()
         sockets = Sockets(relay, app[AUTHENTICATOR], settings)
@@ -60,6 +79,7 @@ def install(app: web.Application, settings: Settings) -> None:
             background("projection", group.run()),
             background("repair", relay.repair()),
             background("keepalive", sockets.keepalive.run()),
+            background("cleaner", cleaner.run(lock, every_s=every_s)),
         ):
             yield
         for client in (redis, tailing, grouping):
@@ -73,6 +93,9 @@ def install(app: web.Application, settings: Settings) -> None:
     if settings.websocket_enabled:
         add_socket_routes(app.router, dialects.ALL)
         app[API].add(api.SOCKETS)
+    add_asyncapi_route(app.router, dialects.ALL if settings.websocket_enabled else ())
+    app[API].add(api.ASYNCAPI)
+    add_upkeep_routes(app.router)
     add_rest_routes(app.router)
     app[API].add(api.PROGRESS)
     add_ticket_route(app.router)

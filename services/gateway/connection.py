@@ -99,6 +99,12 @@ class Connection:
         self.heard_at = self._loop.time()
         self.asked_at: float | None = None
 
+    @property
+    def tenant(self) -> str | None:
+        """The tenant of who is logged in; ``None`` before."""
+        watcher = self._conversation.watcher
+        return watcher.caller.tenant if watcher is not None else None
+
     # What comes in.
 
     def open(self, caller: Principal | Closing | None) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from shared.errors import NotFound
+from shared.errors import InvalidRequest, NotFound
 
-__all__ = ["ProgressNotFound"]
+__all__ = ["InvalidStatus", "ProgressNotFound"]
 
 
 class ProgressNotFound(NotFound):
@@ -14,3 +14,12 @@ class ProgressNotFound(NotFound):
     """
 
     error_code = "PROGRESS_NOT_FOUND"
+
+
+class InvalidStatus(InvalidRequest):
+    """The session is still uploading. Cancel the upload first, or let it end.
+
+    Status and title from seed document 000, line 172.
+    """
+
+    error_code, title = "INVALID_STATUS", "Invalid status for deletion"

@@ -111,6 +111,7 @@ def fold(state: ProgressState | None, event: LifecycleEvent) -> ProgressState | 
         error_message=error_message,
         error_code=error_code,
         metadata=facts.metadata,
+        client_name=facts.session_id,
         duplicate_of=_duplicate_of(state, event),
         job_id=facts.job_id,
         result=event.cached_result if isinstance(event, events.UploadDuplicate) else None,
@@ -176,6 +177,7 @@ def _of_facts(event: JobEvent) -> ProgressState:
         video_id=event.upload_id,
         analysis_id=event.job_id,
         metadata=facts.metadata,
+        client_name=facts.session_id,
     )
 
 

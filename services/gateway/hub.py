@@ -56,6 +56,11 @@ class Hub:
         """The uploads that somebody watches."""
         return self._topics.keys()
 
+    def has_ended(self, upload_id: str) -> bool:
+        """Whether somebody watches the upload, and it is over."""
+        topic = self._topics.get(upload_id)
+        return topic is not None and topic.state is not None and topic.state.is_over
+
     @property
     def followers(self) -> list[Watcher]:
         """The sockets that follow all uploads of their callers."""

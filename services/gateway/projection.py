@@ -11,13 +11,14 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import quote
 
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
 from services.gateway.folding import fold, move, require_writable
+from services.gateway.keys import Keys
 from services.gateway.record import from_fields, to_fields
+from services.gateway.sessions_index import SessionsIndex
 from services.gateway.state import ProgressState
 from shared import events
 from shared.events import LifecycleEvent, UploadProgress
@@ -47,18 +48,12 @@ class Projection:
 
     def __init__(self, redis: Redis, *, prefix: str, ttl_s: int) -> None:
         self._redis: Final = redis
-        self._prefix: Final = prefix
+        keys = Keys(prefix)
+        self._key: Final = keys.upload
+        self._user_key: Final = keys.user
+        self._name_key: Final = keys.name
+        self._index: Final = SessionsIndex(redis, keys, ttl_s=ttl_s)
         self._ttl_s: Final = ttl_s
-
-    def _key(self, upload_id: str) -> str:
-        return f"{self._prefix}:{upload_id}"
-
-    def _user_key(self, user_id: str) -> str:
-        return f"{self._prefix}:user:{user_id}"
-
-    def _name_key(self, tenant: str, user_id: str, name: str) -> str:
-        parts = (quote(one, safe="") for one in (tenant, user_id, name))
-        return f"{self._prefix}:name:{':'.join(parts)}"
 
     async def named(self, caller: Principal, name: str) -> str | None:
         """Return the upload that the caller's own name for a session stands for."""
@@ -107,7 +102,7 @@ class Projection:
         ids = lifecycle.keys() | positions.keys()
         known = await self.read_all(ids)
         commands: list[Command] = []
-        users: set[str] = set()
+        noted: list[ProgressState] = []
         for upload_id in ids:
             before = known.get(upload_id)
             late, state = _fold_all(before, lifecycle.get(upload_id, ()))
@@ -117,11 +112,13 @@ class Projection:
             if state is not None:
                 commands += self._record(moved or state)
                 commands += self._named_by(lifecycle[upload_id][-1])
-                users.add(state.user_id)
+                noted.append(state)
             elif moved is not None:
                 commands.append(self._write("position", moved))
-                users.add(moved.user_id)
+                noted.append(moved)
+        users = {one.user_id for one in noted}
         commands += [("EXPIRE", self._user_key(one), self._ttl_s) for one in users]
+        commands += self._index.noting(noted)
         await self._run(commands)
 
     def _record(self, state: ProgressState) -> list[Command]:

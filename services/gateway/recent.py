@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 from services.gateway.folding import counter_of, fold
 from services.gateway.state import ProgressState
-from shared.events import LifecycleEvent
+from shared.events import JobEvent, LifecycleEvent
 
 __all__ = ["Recent"]
 
@@ -75,6 +75,12 @@ class Recent:
     def of(self, *, tenant: str, user_id: str) -> Iterable[str]:
         """Return the uploads of a user that are remembered."""
         return tuple(self._by_owner.get((tenant, user_id), ()))
+
+    def is_ahead_of(self, upload_id: str, seq: int) -> bool:
+        """Whether the upload itself has an event that comes after ``seq``."""
+        known = self._uploads.get(upload_id)
+        told = known.events if known is not None else ()
+        return any(one.seq > seq and not isinstance(one, JobEvent) for one in told)
 
     def newer(self, upload_id: str, recorded: ProgressState | None) -> ProgressState | None:
         """Return what is recorded with what is remembered and newer folded in."""

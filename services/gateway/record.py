@@ -75,4 +75,6 @@ def _values(fields: Mapping[bytes, bytes]) -> dict[str, object]:
 
 
 _WITH_DEFAULT: Final = {"metadata", "job_seq"}
-_TEXTS: Final = {"filename", "content_type", "session_id", "user_id", "tenant", "status"}
+_TEXTS: Final = {
+    *("filename", "content_type", "session_id", "user_id", "tenant", "status", "client_name"),
+}

@@ -10,6 +10,8 @@ again.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Iterable
 from typing import Final
 
 import structlog
@@ -97,6 +99,21 @@ class Relay:
         """Return the newest that is known of an upload."""
         return self._recent.newer(upload_id, await self._projection.read(upload_id))
 
+    def recent_of(self, user_id: str, tenant: str) -> Iterable[str]:
+        """Return the uploads of a user of which something was heard in the last minutes."""
+        return self._recent.of(tenant=tenant, user_id=user_id)
+
+    def is_ahead_of(self, upload_id: str, seq: int) -> bool:
+        """Whether something was heard of an upload that comes after ``seq``."""
+        return self._recent.is_ahead_of(upload_id, seq)
+
+    async def load_all(self, upload_ids: Iterable[str]) -> dict[str, ProgressState]:
+        """Return the newest that is known of uploads; unknown ones are left out."""
+        ids = list(upload_ids)
+        found = await self._projection.read_all(ids)
+        newest = {one: self._recent.newer(one, found.get(one)) for one in ids}
+        return {one: state for one, state in newest.items() if state is not None}
+
     async def upload_of(self, session_id: str, caller: Principal) -> str:
         """Return the upload that a session id stands for: its own, or the caller's name for it.
 
@@ -104,9 +121,20 @@ class Relay:
         watched here is known.
 
         Raises:
-            NotFound: There is neither an upload of this id nor a session of this name.
+            NotFound: There is neither an upload of this id nor a session of this name, or it
+                was dismissed.
 
         """
+        upload_id = await self._meant(session_id, caller)
+        if self.hub.has_ended(upload_id):
+            # What is watched is kept in memory, and a dismissal is told to no gateway.
+            with contextlib.suppress(*REDIS_FAILURES):
+                recorded = await self._projection.read(upload_id)
+                if recorded is not None and recorded.status == "deleted":
+                    raise NotFound("There is no such upload.")
+        return upload_id
+
+    async def _meant(self, session_id: str, caller: Principal) -> str:
         if session_id in self.hub.watched:
             return session_id
         deadline = asyncio.get_running_loop().time() + UNKNOWN_WAIT_S
@@ -125,7 +153,9 @@ class Relay:
         """Return the caller's sessions, newest first, as of the moment of returning."""
         recorded = await self._projection.sessions_of(caller.user_id)
         own = {one.session_id: one for one in recorded if one.tenant == caller.tenant}
-        for upload_id in self._recent.of(tenant=caller.tenant, user_id=caller.user_id):
+        recent = self.recent_of(caller.user_id, caller.tenant)
+        own |= await self._projection.read_all([one for one in recent if one not in own])
+        for upload_id in self.recent_of(caller.user_id, caller.tenant):
             newer = self._recent.newer(upload_id, own.get(upload_id))
             if newer is not None:
                 own[upload_id] = newer

@@ -32,3 +32,10 @@ class Settings(CommonSettings, frozen=True, kw_only=True):
     websocket_stall_timeout: Annotated[
         float, msgspec.Meta(gt=0, description="seconds a socket may take without draining")
     ] = 30
+    progress_batch_size: Annotated[
+        int, msgspec.Meta(ge=1, le=1000, description="sessions cleaned up in one go")
+    ] = 100
+    progress_cleanup_interval: Annotated[
+        float,
+        msgspec.Meta(gt=0, description="seconds between two rounds of cleaning up progress"),
+    ] = 300

@@ -99,6 +99,10 @@ class Sockets:
         self.keepalive.remove(one)
         OPEN.set(len(self._open))
 
+    def open_of(self, tenant: str) -> int:
+        """Return how many sockets are open that a tenant's users have logged in on."""
+        return sum(one.tenant == tenant for one in self._open)
+
     @property
     def is_full(self) -> bool:
         """Whether no more sockets are let in."""

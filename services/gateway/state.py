@@ -76,6 +76,8 @@ class ProgressState(msgspec.Struct, frozen=True, kw_only=True):
     error_message: str | None = None
     error_code: str | None = None
     metadata: dict[str, str] = {}
+    client_name: str = ""
+    """The name that the client gave to its session, if it gave one."""
     duplicate_of: str | None = None
     """The upload whose bytes these are, if the tenant held them already."""
 

@@ -25,9 +25,9 @@ LIMITS: Final = {
 }
 
 
-def token_of(user_id: str) -> dict[str, str]:
+def token_of(user_id: str, *, scope: str = "") -> dict[str, str]:
     """Return the header of a caller."""
-    claims = {"sub": user_id, "exp": time.time() + 600}
+    claims = {"sub": user_id, "exp": time.time() + 600, "scope": scope}
     return {"Authorization": f"Bearer {jwt.encode(claims, SECRET, 'HS256')}"}
 
 
@@ -36,6 +36,7 @@ class System:
 
     Args:
         urls: Base URL by the first parts of paths; ``""`` for all others.
+        user_id: Of the user.
         owner: Credentials of the user.
         others: Credentials, good and bad, of those who have no upload.
 
@@ -44,10 +45,12 @@ class System:
     def __init__(
         self,
         urls: Mapping[str, str],
+        user_id: str,
         owner: Mapping[str, str],
         others: tuple[Mapping[str, str], ...],
     ) -> None:
         self._urls: Final = urls
+        self.user_id: Final = user_id
         self.owner: Final = owner
         self.callers: Final = (owner, owner, owner, *others)
         """Credentials to choose from; mostly those that get far."""
@@ -109,7 +112,7 @@ def all_in_one(redis: RedisServer, folder: Path) -> Iterator[System]:
     env = {"REDIS_URL": redis.url, "DATA_DIR": str(folder / "data"), **LIMITS}
     service = ServiceProcess("__main__", env, folder / "log")
     with running(service):
-        yield System({"": service.url}, {}, ())
+        yield System({"": service.url}, "local", {}, ())
         assert tracebacks(service) == []
 
 
@@ -132,15 +135,17 @@ def separate(redis: RedisServer, folder: Path) -> Iterator[System]:
         "/api/v1/storage": parts["storage"].url,
         "/v1/dashboard": parts["gateway"].url,
         "/v1/events": parts["gateway"].url,
+        "/asyncapi.json": parts["gateway"].url,
         "/ws": parts["gateway"].url,
         "/api/v1/ws": parts["gateway"].url,
     }
     others: tuple[Mapping[str, str], ...] = (
         token_of("mallory"),
+        token_of("root", scope="admin"),
         {},
         {"Authorization": "Bearer nonsense"},
     )
     with running(*parts.values()):
-        yield System(urls, token_of("alice"), others)
+        yield System(urls, "alice", token_of("alice"), others)
         for one in parts.values():
             assert tracebacks(one) == []

@@ -204,3 +204,20 @@ def test_a_body_of_one_protocol_is_optional(swapped: bool) -> None:
     made = described(*((other, one) if swapped else (one, other)))
 
     assert made["paths"]["/things/{id}"]["post"]["requestBody"]["required"] is False
+
+
+class Hello(msgspec.Struct, frozen=True, tag_field="type", tag="hello"):
+    """A message of these tests."""
+
+
+def test_messages_of_a_socket_are_named() -> None:
+    """What is said on a socket stands beside the operation that opens it, by reference."""
+    one = operation(receives=(Hello,))
+    made = described(one, operation(name="other_way", receives=(Hello,), sends=(Thing,)))
+
+    got = made["paths"]["/things/{id}"]["get"]["x-messages"]
+    assert got == {
+        "receives": [{"$ref": "#/components/schemas/Hello"}],
+        "sends": [{"$ref": "#/components/schemas/Thing"}],
+    }
+    assert made["components"]["schemas"]["Hello"]["properties"] == {"type": {"enum": ["hello"]}}

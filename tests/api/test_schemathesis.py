@@ -53,6 +53,10 @@ REACHED: Final = {
     "GET /api/v1/uploads/meta/{token}/status": {200, 404},
     "GET /v1/dashboard/upload/progress/{session_id}": {200, 404},
     "POST /v1/events/ticket": {201, 400},
+    "DELETE /v1/dashboard/upload/progress/{session_id}": {204, 400, 404},
+    "GET /v1/dashboard/upload/progress/user/{user_id}/sessions": {200, 400, 403},
+    "GET /v1/dashboard/upload/progress/stats": {403},
+    "POST /v1/dashboard/upload/progress/cleanup": {403},
     "GET /api/v1/storage/{file_id}": {200, 404},
     "DELETE /api/v1/storage/{file_id}": {204, 404},
 }
@@ -117,6 +121,10 @@ def aim(case: Case[Any], system: System, data: st.DataObject) -> None:
     offset = "0"
     for name, value in case.path_parameters.items():
         if name == "kind":
+            continue
+        if name == "user_id":
+            users = (system.user_id, "somebody%2Felse", value)
+            case.path_parameters[name] = data.draw(st.sampled_from(users), label="user")
             continue
         state = data.draw(st.sampled_from(("complete", "generated", *STATES)), label="state")
         if state == "generated":

@@ -146,6 +146,9 @@ def test_the_page_tells_all(whole: dict[str, Any]) -> None:
             assert f'id="{one["operationId"]}"' in text
             assert one["summary"] in shown
             assert all(each["name"] in shown for each in one["parameters"])
+            told = one.get("x-messages", {"receives": [], "sends": []})
+            for each in told["receives"] + told["sends"]:
+                assert each["$ref"].rpartition("/")[2] in shown
             assert all(each["source"] in shown for each in one.get("x-codeSamples", ()))
     for name, schema in whole["components"]["schemas"].items():
         assert f'id="schema-{name}"' in text

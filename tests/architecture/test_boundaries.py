@@ -24,8 +24,10 @@ USED_BY_ONE: Final[Mapping[str, str]] = {
 """Shared modules that fewer than two services use, with the reason."""
 
 PURE: Final = (
+    "services.gateway.asyncapi",
     "services.gateway.dialects",
     "services.gateway.hub",
+    "services.gateway.keys",
     "services.gateway.state",
     "services.ingest.checksums",
     "services.ingest.content_disposition",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -20,7 +20,7 @@ from services.gateway.dialects.protocol import (
 )
 from services.gateway.state import Change, ProgressState
 from shared.identity import Principal
-from shared.times import now_ms, rfc3339
+from shared.times import Timestamp, now_ms, rfc3339
 
 __all__ = ["Dashboard"]
 
@@ -33,11 +33,165 @@ _ERRORS: Final = {
 }
 
 
+class _FromClient(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
+    token: (
+        Annotated[str, msgspec.Meta(description="A newer token of the same caller")]
+        | msgspec.UnsetType
+    ) = msgspec.UNSET
+
+
+class DashboardAuthenticate(_FromClient, frozen=True, tag="authenticate"):
+    """Say who is calling; also to go on when the token is about to end."""
+
+    token: str
+
+
+class DashboardSubscribe(_FromClient, frozen=True, tag="subscribe_session"):
+    """Watch a session as well."""
+
+    session_id: str
+
+
+class DashboardUnsubscribe(_FromClient, frozen=True, tag="unsubscribe_session"):
+    """Watch a session no more."""
+
+    session_id: str
+
+
+class DashboardPing(_FromClient, frozen=True, tag="ping"):
+    """Ask for a sign of life."""
+
+
+class DashboardGetStats(_FromClient, frozen=True, tag="get_stats"):
+    """Ask for the socket's own figures."""
+
+
+class DashboardNumbers(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a session is."""
+
+    percentage: float
+    bytes_uploaded: int
+    total_bytes: Annotated[
+        int | None, msgspec.Meta(description="`null` while the client defers the length")
+    ]
+    upload_speed: Annotated[float, msgspec.Meta(description="Bytes per second, smoothed")]
+    estimated_completion: Annotated[
+        Timestamp | None, msgspec.Meta(description="`null` while it cannot be known")
+    ]
+
+
+class DashboardEnd(DashboardNumbers, frozen=True, kw_only=True):
+    """Where a session has led to."""
+
+    video_id: str | None
+    analysis_id: str | None
+    redirect_url: str | None
+
+
+class DashboardFault(DashboardNumbers, frozen=True, kw_only=True):
+    """Why a session has led to nothing."""
+
+    error_message: str
+    error_code: str | None
+
+
+class _Envelope(msgspec.Struct, frozen=True, kw_only=True, tag_field="event_type"):
+    session_id: str
+    user_id: str
+    timestamp: Timestamp
+
+
+class DashboardProgress(_Envelope, frozen=True, kw_only=True, tag="upload_progress"):
+    """A session is under way."""
+
+    data: DashboardNumbers
+
+
+class DashboardComplete(_Envelope, frozen=True, kw_only=True, tag="upload_complete"):
+    """All bytes of a session are safe."""
+
+    data: DashboardEnd
+
+
+class DashboardFailed(_Envelope, frozen=True, kw_only=True, tag="upload_error"):
+    """A session failed, was cancelled or ran out, or its file is gone."""
+
+    data: DashboardFault
+
+
+class DashboardText(msgspec.Struct, frozen=True):
+    """Words for people."""
+
+    message: str
+
+
+class DashboardErrorText(msgspec.Struct, frozen=True):
+    """Words for people, under both names."""
+
+    error_message: str
+    message: str
+
+
+class DashboardCounts(msgspec.Struct, frozen=True):
+    """A socket's own figures."""
+
+    subscriptions: int
+
+
+class DashboardNothing(msgspec.Struct, frozen=True):
+    """Nothing more to say."""
+
+
+class DashboardAuthenticated(_Envelope, frozen=True, kw_only=True, tag="authenticated"):
+    """The token is good."""
+
+    data: DashboardText
+
+
+class DashboardSubscribed(_Envelope, frozen=True, kw_only=True, tag="subscribed"):
+    """The session is watched; its state comes along."""
+
+    data: DashboardNothing
+
+
+class DashboardUnsubscribed(_Envelope, frozen=True, kw_only=True, tag="unsubscribed"):
+    """The session is not watched any more."""
+
+    data: DashboardNothing
+
+
+class DashboardPong(_Envelope, frozen=True, kw_only=True, tag="pong"):
+    """A sign of life."""
+
+    data: DashboardNothing
+
+
+class DashboardStats(_Envelope, frozen=True, kw_only=True, tag="stats"):
+    """The socket's own figures."""
+
+    data: DashboardCounts
+
+
+class DashboardError(_Envelope, frozen=True, kw_only=True, tag="error"):
+    """A message was not understood, or not obeyed; the socket may be closed after it."""
+
+    data: DashboardErrorText
+
+
 class Dashboard(Dialect):
     """``{"event_type","session_id","user_id","data","timestamp"}``."""
 
     name = "dashboard"
     paths = ("/ws/upload-progress", "/ws/upload-progress/{upload_id}")
+    receives = (
+        *(DashboardAuthenticate, DashboardSubscribe, DashboardUnsubscribe),
+        *(DashboardPing, DashboardGetStats),
+    )
+    sends = (
+        *(DashboardProgress, DashboardComplete, DashboardFailed),
+        *(DashboardAuthenticated, DashboardSubscribed, DashboardUnsubscribed),
+        *(DashboardPong, DashboardStats, DashboardError),
+    )
 
     def encode(
         self, change: Change, state: ProgressState, told: Told | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
@@ -29,11 +29,73 @@ _ENDS: Final = {
 }
 
 
+class MediaAuthenticate(msgspec.Struct, frozen=True):
+    """Say who is calling."""
+
+    token: str
+
+
+class MediaPing(msgspec.Struct, frozen=True, tag_field="type", tag="ping"):
+    """Ask for a sign of life."""
+
+
+class _Numbers(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
+    upload_id: str
+    progress: Annotated[float, msgspec.Meta(description="Percent")]
+    bytes_sent: int
+    total_size: Annotated[
+        int, msgspec.Meta(description="Bytes; 0 while the client defers the length")
+    ]
+
+
+class MediaCreated(_Numbers, frozen=True, kw_only=True, tag="created"):
+    """The upload was opened; nothing has come yet."""
+
+    status: Literal["created"]
+
+
+class MediaProgress(_Numbers, frozen=True, kw_only=True, tag="progress"):
+    """The upload is under way."""
+
+    status: Literal["uploading"]
+
+
+class MediaComplete(_Numbers, frozen=True, kw_only=True, tag="complete"):
+    """All bytes are safe."""
+
+    status: Literal["completed"]
+
+
+class MediaError(_Numbers, frozen=True, kw_only=True, tag="error"):
+    """The upload has led to nothing, or a message was not obeyed."""
+
+    status: Literal["failed"]
+    message: str
+
+
+class MediaPong(msgspec.Struct, frozen=True, tag_field="type", tag="pong"):
+    """A sign of life."""
+
+    upload_id: str
+
+
+class MediaAuthenticated(msgspec.Struct, frozen=True, tag_field="type", tag="authenticated"):
+    """The token is good."""
+
+    upload_id: str
+    message: str
+
+
 class Media(Dialect):
     """``{"type","upload_id","progress","bytes_sent","total_size","status","message"?}``."""
 
     name = "media"
     paths = ("/api/v1/ws/{upload_id}",)
+    receives = (MediaAuthenticate, MediaPing)
+    sends = (
+        *(MediaCreated, MediaProgress, MediaComplete, MediaError),
+        *(MediaPong, MediaAuthenticated),
+    )
 
     def encode(
         self, change: Change, state: ProgressState, told: Told | None = None

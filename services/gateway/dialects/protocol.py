@@ -82,6 +82,10 @@ class Dialect(ABC):
     paths: ClassVar[tuple[str, ...]]
     """Routes. ``{upload_id}`` or ``{job_id}`` names what a socket watches; where neither is
     there, it follows all that is the caller's."""
+    receives: ClassVar[tuple[type, ...]] = ()
+    """Messages of clients that are understood, as structs that document them."""
+    sends: ClassVar[tuple[type, ...]] = ()
+    """Messages to clients, likewise: all that ``encode`` and ``reply`` ever return."""
     follows: ClassVar[bool] = True
     """Whether a socket that names nothing follows all that is the caller's; else it watches
     nothing until it subscribes."""
