@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["MIB", "Payload", "payload", "send_little"]
+__all__ = ["MIB", "Payload", "lasting", "little", "payload", "scaled", "send_little"]
 
 MIB = 1 << 20
 _LITTLE = 16
@@ -19,6 +19,21 @@ _divisor = [1]
 def send_little() -> None:
     """Let all payloads have a sixteenth of their size: to see whether a benchmark works."""
     _divisor[0] = _LITTLE
+
+
+def little() -> bool:
+    """Whether it is only to be seen that benchmarks work."""
+    return _divisor[0] > 1
+
+
+def lasting(seconds: float) -> float:
+    """Return how long to measure: an eighth of it where little is to be done."""
+    return seconds / 8 if little() else seconds
+
+
+def scaled(amount: float) -> int:
+    """Return an amount, or a sixteenth of it where little is to be done; at least 1."""
+    return max(int(amount) // _divisor[0], 1)
 
 
 class Payload(NamedTuple):

@@ -38,6 +38,8 @@ class Server(NamedTuple):
     port: int
     redis_pid: int = 0
     """Process of the Redis that it alone uses; 0 if there is none."""
+    internal: int = 0
+    """Where it tells its metrics; 0 if it has none."""
 
 
 @contextlib.contextmanager
@@ -129,7 +131,7 @@ def service(
     argv = [sys.executable, "-m", f"services.{name}"]
     ready_url = f"http://127.0.0.1:{internal}/readyz"
     with started(argv, public, env=env, ready_url=ready_url) as server:
-        yield server
+        yield server._replace(internal=internal)
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], port: int, url: str | None) -> None:
