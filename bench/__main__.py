@@ -10,20 +10,28 @@ from pathlib import Path
 from typing import Final
 
 from bench import (
+    dashboard,
     duplicates,
     fanout,
     form,
     hashing,
+    idle,
+    latency,
     machine,
     payload,
     receive,
     s3,
     small_uploads,
+    unwanted,
 )
 
 _BENCHMARKS: Final[dict[str, Callable[[int], str]]] = {
     "receive": receive.report,
     "fanout": fanout.report,
+    "latency": latency.report,
+    "dashboard": dashboard.report,
+    "unwanted": unwanted.report,
+    "idle": idle.report,
     "small": small_uploads.report,
     "hashing": hashing.report,
     "duplicates": duplicates.report,

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 from bench.processes import ROOT
 
-__all__ = ["Arrival", "Load", "compiled", "opened"]
+__all__ = ["Arrival", "Load", "compiled", "opened", "words"]
 
 _SOURCES: Final = ROOT / "bench"
 _WORD: Final = 8
@@ -105,13 +105,14 @@ def opened(
     try:
         if process.stdout is None or process.stdout.readline().strip() != b"ready":
             raise SystemExit("the sockets could not be opened")
-        yield Load(process.pid, _words(counts), _words(log))
+        yield Load(process.pid, words(counts), words(log))
     finally:
         process.kill()
         process.communicate()
 
 
-def _words(file: Path) -> memoryview:
+def words(file: Path) -> memoryview:
+    """Return a file that another process writes to as 64-bit words."""
     with file.open("rb") as opened_file:
         pages = mmap.mmap(opened_file.fileno(), 0, access=mmap.ACCESS_READ)
     return memoryview(pages).cast("Q")

@@ -7,7 +7,7 @@ import re
 import statistics
 from collections.abc import Sequence
 
-__all__ = ["markdown", "median", "ratio", "short", "spread"]
+__all__ = ["markdown", "median", "quantile", "ratio", "short", "spread"]
 
 
 def median(values: Sequence[float], form: str = ",.0f") -> str:
@@ -21,6 +21,12 @@ def spread(values: Sequence[float], form: str = ",.0f") -> str:
     if len(values) < 2:
         return median(values, form)
     return f"{median(values, form)} ({format(min(values), form)}-{format(max(values), form)})"
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """Return the value that this share of the others does not exceed; NaN if there is none."""
+    ordered = sorted(values)
+    return ordered[min(int(len(ordered) * share), len(ordered) - 1)] if ordered else math.nan
 
 
 def ratio(values: Sequence[float], bound: Sequence[float]) -> str:
