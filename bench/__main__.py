@@ -22,6 +22,7 @@ from bench import (
     receive,
     s3,
     small_uploads,
+    stalled,
     unwanted,
 )
 
@@ -32,6 +33,7 @@ _BENCHMARKS: Final[dict[str, Callable[[int], str]]] = {
     "dashboard": dashboard.report,
     "unwanted": unwanted.report,
     "idle": idle.report,
+    "stalled": stalled.report,
     "small": small_uploads.report,
     "hashing": hashing.report,
     "duplicates": duplicates.report,

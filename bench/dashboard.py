@@ -70,22 +70,25 @@ def report(repeat: int) -> str:
 async def _measure(way: Way, turns: int) -> _Run:
     uploads = new_uploads(scaled(_UPLOADS))
     ids = [one.upload_id for one in uploads]
-    with scratch() as directory, embedded_redis(directory) as url:
-        with service("gateway", url, directory, AUTH) as server:
-            redis = connect(url)
-            await announce(redis, uploads)
-            target = opening("/ws/upload-progress", uploads[0].user_id)
-            with opened(server.port, [target], directory) as load:
-                await lapse(lasting(_WARM_S), None)
-                groups = [Positions(redis, ids[turn::turns]) for turn in range(turns)]
-                feed = _Feed(groups, [len(ids[turn::turns]) for turn in range(turns)])
-                pace = Pace(feed.add, len(ids), load.frames)
-                async with feeding(pace, way) as task:
-                    await lapse(lasting(_WARM_S), task)
-                    fed = feed.written
-                    span = await watched(server, load, lasting(_RUN_S), task)
-                    fed = feed.written - fed
-            await redis.aclose()
+    with (
+        scratch() as directory,
+        embedded_redis(directory) as url,
+        service("gateway", url, directory, AUTH) as server,
+    ):
+        redis = connect(url)
+        await announce(redis, uploads)
+        target = opening("/ws/upload-progress", uploads[0].user_id)
+        with opened(server.port, [target], directory) as load:
+            await lapse(lasting(_WARM_S), None)
+            groups = [Positions(redis, ids[turn::turns]) for turn in range(turns)]
+            feed = _Feed(groups, [len(ids[turn::turns]) for turn in range(turns)])
+            pace = Pace(feed.add, len(ids), load.frames)
+            async with feeding(pace, way) as task:
+                await lapse(lasting(_WARM_S), task)
+                fed = feed.written
+                span = await watched(server, load, lasting(_RUN_S), task)
+                fed = feed.written - fed
+        await redis.aclose()
     return _Run(span, fed)
 
 
@@ -120,8 +123,8 @@ def _render(runs: Mapping[str, Sequence[_Run]]) -> str:
             row.append(tables.median([getattr(one, field) for one in spans], ".0%"))
         rows.append(row)
     notes = [
-        f"{scaled(_UPLOADS):,} uploads of one user, one socket, {lasting(_RUN_S):.1f} s a run, at "
-        f"most {_MOST_REPEATS} rounds. Target: >= 100,000 frames/s delivered in coalesced "
+        f"{scaled(_UPLOADS):,} uploads of one user, one socket, {lasting(_RUN_S):.1f} s a run, "
+        f"at most {_MOST_REPEATS} rounds. Target: >= 100,000 frames/s delivered in coalesced "
         "writes. What the figures mean stands at the top of `bench/dashboard.py`."
     ]
     return tables.markdown("A dashboard that follows 1,000 uploads", notes, rows)

@@ -7,8 +7,9 @@ ingest writes them: those that come due within 50 ms in one entry a partition.
 The bound is a process on the gateway's core that does nothing but XREAD BLOCK: entries for it
 are written between those for the gateway, through the same client, so that both meet the same
 machine. In the busy scene it also waits while the gateway has the core, so that the busy age is
-held against the quiet bound, too. The clock is the same for all processes (``CLOCK_MONOTONIC``). An event that never
-arrived alone, since a newer one of its upload had come, is not counted: see ``arrived``.
+held against the quiet bound, too. The clock is the same for all processes
+(``CLOCK_MONOTONIC``). An event that never arrived alone, since a newer one of its upload had
+come, is not counted: see ``arrived``.
 """
 
 from __future__ import annotations
@@ -108,12 +109,13 @@ async def _measure(scene: _Scene) -> _Run:
     uploads = new_uploads(scaled(scene.uploads))
     with scratch() as directory, embedded_redis(directory) as url:
         settings = {**AUTH, "WEBSOCKET_MAX_CONNECTIONS_TOTAL": str(len(uploads) + 100)}
-        with service("gateway", url, directory, settings) as server, _bare(directory, url) as log:
+        with (
+            service("gateway", url, directory, settings) as server,
+            _bare(directory, url) as log,
+        ):
             redis = connect(url)
             await announce(redis, uploads)
-            openings = [
-                opening(f"/api/v1/ws/{one.upload_id}", one.user_id) for one in uploads
-            ]
+            openings = [opening(f"/api/v1/ws/{one.upload_id}", one.user_id) for one in uploads]
             with opened(server.port, openings, directory, log_room=_ROOM) as load:
                 await asyncio.sleep(lasting(_WARM_S))
                 feed = _Feed(redis, [one.upload_id for one in uploads], scene.per_s)
@@ -153,7 +155,9 @@ class _Feed:
         self._groups: Final = [
             Positions(redis, upload_ids[turn :: self._turns]) for turn in range(self._turns)
         ]
-        self._sizes: Final = [len(upload_ids[turn :: self._turns]) for turn in range(self._turns)]
+        self._sizes: Final = [
+            len(upload_ids[turn :: self._turns]) for turn in range(self._turns)
+        ]
         self._written: Final[dict[tuple[int, int], int]] = {}
         self._bare: Final[dict[int, int]] = {}
         self.events = 0
@@ -177,7 +181,9 @@ class _Feed:
 
     def ages(self, arrivals: Sequence[Arrival]) -> list[float]:
         """Return the ages of the events that arrived, in milliseconds."""
-        known = [(self._written.get((o.socket % self._turns, o.bytes_sent)), o) for o in arrivals]
+        known = [
+            (self._written.get((o.socket % self._turns, o.bytes_sent)), o) for o in arrivals
+        ]
         return [(one.at_ns - at) / 1e6 for at, one in known if at is not None]
 
     def bare_ages(self, log: memoryview) -> list[float]:

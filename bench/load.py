@@ -8,6 +8,7 @@ import mmap
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -59,9 +60,9 @@ class Load:
         """Return the text frames that have arrived on all sockets."""
         return int(self._counts[1])
 
-    def opening_seconds(self) -> float:
-        """Return how long it took until the last handshake was answered."""
-        return int(self._counts[3] - self._counts[2]) / 1e9
+    def open_for(self) -> float:
+        """Return the seconds since it began to open sockets."""
+        return (time.monotonic_ns() - int(self._counts[2])) / 1e9
 
     def each(self) -> list[int]:
         """Return the text frames that have arrived on each socket."""

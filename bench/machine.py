@@ -30,6 +30,7 @@ __all__ = [
     "raise_file_limit",
     "resident_bytes",
     "settle",
+    "slab_bytes",
     "starting_on",
 ]
 
@@ -136,6 +137,15 @@ def _status(pid: int, key: str) -> float:
     except OSError:
         return math.nan
     return float(next(one.split()[1] for one in lines if one.startswith(key))) * 1024
+
+
+def slab_bytes() -> float:
+    """Return the memory that the kernel's own objects take, sockets among them."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return math.nan
+    return float(next(one.split()[1] for one in lines if one.startswith("Slab:"))) * 1024
 
 
 def settle() -> None:

@@ -27,7 +27,7 @@ _TEXT, _PING, _PONG = 1, 9, 10
 _VALUE: Final = re.compile(rb'"bytes_sent":(\d+)')
 
 
-class _Peer:
+class Peer:
     """One socket and the part of a frame that has arrived on it."""
 
     def __init__(self, port: int, speech: str, opening: str) -> None:
@@ -104,7 +104,7 @@ def main(
 
     selector = selectors.DefaultSelector()
     counts[_BEGUN] = time.monotonic_ns()
-    peers = [_Peer(port, speech, opening) for opening in openings]
+    peers = [Peer(port, speech, opening) for opening in openings]
     counts[_OPENED] = time.monotonic_ns()
     for index, peer in enumerate(peers):
         selector.register(peer.socket, selectors.EVENT_READ, index)

@@ -65,23 +65,26 @@ def report(repeat: int) -> str:
 async def _measure(lifecycle: int) -> _Run:
     others, (own,) = new_uploads(scaled(_UPLOADS), users=100), new_uploads(1, users=1)
     own = Upload(own.upload_id, "user-here")
-    with scratch() as directory, embedded_redis(directory) as url:
-        with service("gateway", url, directory, AUTH) as server:
-            redis = connect(url)
-            await announce(redis, [own, *others])
-            target = opening(f"/api/v1/ws/{own.upload_id}", own.user_id)
-            with opened(server.port, [target], directory) as load:
-                quiet = await watched(server, load, lasting(_QUIET_S), None)
-                feed = _Feed(redis, own, others, lifecycle)
-                task = asyncio.ensure_future(feed.run())
-                await lapse(lasting(1.0), task)
-                written = feed.written
-                span = await watched(server, load, lasting(_RUN_S), task)
-                written = feed.written - written
-                feed.ended = True
-                await task
-                behind = await _behind(redis)
-            await redis.aclose()
+    with (
+        scratch() as directory,
+        embedded_redis(directory) as url,
+        service("gateway", url, directory, AUTH) as server,
+    ):
+        redis = connect(url)
+        await announce(redis, [own, *others])
+        target = opening(f"/api/v1/ws/{own.upload_id}", own.user_id)
+        with opened(server.port, [target], directory) as load:
+            quiet = await watched(server, load, lasting(_QUIET_S), None)
+            feed = _Feed(redis, own, others, lifecycle)
+            task = asyncio.ensure_future(feed.run())
+            await lapse(lasting(1.0), task)
+            written = feed.written
+            span = await watched(server, load, lasting(_RUN_S), task)
+            written = feed.written - written
+            feed.ended = True
+            await task
+            behind = await _behind(redis)
+        await redis.aclose()
     return _Run(quiet, span, written, behind)
 
 

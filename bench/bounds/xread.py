@@ -26,8 +26,8 @@ def main(url: str, stream: str, log_file: str) -> None:
         while True:
             reply: Any = redis.xread({stream: cursor}, block=1000)
             at = time.monotonic_ns()
-            for cursor, fields in reply[0][1] if reply else ():
-                record = 1 + 3 * log[0]
+            for entry_id, fields in reply[0][1] if reply else ():
+                cursor, record = entry_id, 1 + 3 * log[0]
                 if record + 3 <= len(log):
                     log[record + 1], log[record + 2] = int(fields[b"n"]), at
                     log[0] += 1
