@@ -45,14 +45,14 @@ _BENCHMARKS: Final[dict[str, Callable[[int], str]]] = {
 def main() -> None:
     """Read the arguments, run what they name, print the page."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("what", choices=[*_BENCHMARKS, "all"], nargs="?", default="all")
+    parser.add_argument("what", choices=[*_BENCHMARKS, "all"], nargs="*", default="all")
     parser.add_argument("--repeat", type=int, default=5, metavar="N", help="runs of each")
     parser.add_argument("--small", action="store_true", help="send little: does it work?")
     parser.add_argument("--out", type=Path, metavar="FILE.md", help="also write the page here")
     options = parser.parse_args()
     if options.small:
         payload.send_little()
-    chosen = list(_BENCHMARKS) if options.what == "all" else [options.what]
+    chosen = list(_BENCHMARKS) if "all" in options.what else options.what
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers end with us
     facts = machine.facts()
     machine.pin(machine.LOAD_CORE)

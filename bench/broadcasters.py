@@ -24,6 +24,7 @@ import aiohttp
 
 from bench.feed import Positions
 from bench.load import compiled
+from bench.payload import little
 from bench.processes import ROOT, Server, free_port, scratch, service, started
 from bench.uploads import AUTH, announce, new_uploads, opening
 from services.embedded_redis import embedded_redis
@@ -142,7 +143,9 @@ def _why_no_centrifugo() -> str:
 
 
 def _failed(argv: list[str], where: Path, **env: str) -> str:
-    """Run a program; return what went wrong, or nothing."""
+    """Fetch or build a peer; return what went wrong, or nothing."""
+    if little():
+        return "nothing is fetched where little is to be done"
     try:
         done = subprocess.run(
             argv,

@@ -1,8 +1,9 @@
 """What a client costs that stops reading while its uploads go on.
 
-*One upload*: 50 sockets that never read, at an upload with 500 events a second, a thousand
-times as many as ingest would write. *Dashboard*: 10 sockets that follow 1,000 uploads with two
-events a second each, which is what ingest writes. In both, one more socket reads, so that the events go somewhere.
+*One upload*: 50 sockets that never read, at an upload with 500 events a second, 250 times as
+many as ingest would write. *Dashboard*: 10 sockets that follow 1,000 uploads with two events a
+second each, which is what ingest writes. In both, one more socket reads, so that the events go
+somewhere.
 
 The process is read after a while with that one reader alone, and again once the others have
 stalled for some seconds: what it grew by is theirs, the cost of an open socket included. The
