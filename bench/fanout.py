@@ -151,13 +151,15 @@ def _render(scene: _Scene, sockets: int, runs: dict[str, list[_Run]], size: int)
     rows = [_head(beside)]
     for name, own in runs.items():
         rows.append(_row(name, own, [runs[other] for other in beside]))
-    spans = [one.span for own in runs.values() for one in own]
-    absent = [f"{one.name} was left out: {one.absence}." for one in scene.others if one.absence]
+    absent = [
+        f"{one.name} was left out: {one.absence.rstrip('.')}."
+        for one in scene.others
+        if one.absence
+    ]
     notes = [
         f"{sockets:,} sockets, payload of {size} bytes, {lasting(_RUN_S):.1f} s a run, at most "
-        f"{_MOST_REPEATS} rounds; ratios are of frames per CPU second; sockets closed "
-        f"by a server: {sum(one.closed for one in spans)}. {scene.targets} What "
-        "the figures mean stands at the top of `bench/fanout.py`.",
+        f"{_MOST_REPEATS} rounds; ratios are of frames per CPU second. "
+        f"{scene.targets} What the figures mean stands at the top of `bench/fanout.py`.",
         *absent,
     ]
     return tables.markdown(f"{scene.title}, {sockets:,} sockets", notes, rows)
@@ -192,4 +194,5 @@ def _row(name: str, own: Sequence[_Run], beside: Sequence[Sequence[_Run]]) -> li
     for field in ("server", "queued", "load", "load_core"):
         cells.append(tables.median([getattr(one, field) for one in spans], ".0%"))
     cells.append(f"{min(one.least for one in spans)}-{max(one.most for one in spans)}")
-    return [*cells, f"{sum(one.lost for one in own):,}"]
+    cells.append(f"{sum(one.lost for one in own):,}")
+    return [*cells, f"{sum(one.closed for one in spans):,}"]
