@@ -219,9 +219,7 @@ class Relay:
         if expected is not None and entry.number > expected:
             self._gap.set()
         self._numbers[source] = entry.number + 1
-        if not self._interest.is_in(
-            [*entry.ids, *entry.job_ids]
-        ):  # most are not decoded at all
+        if not self._interest.is_in([*entry.ids, *entry.job_ids]):  # most are not decoded
             return
         for position in unpack_positions(entry, self.hub.watched):
             key = (UploadProgress, position.upload_id)
