@@ -27,7 +27,7 @@ from shared.lifecycle import TaskSet
 from shared.publisher import Publisher
 from shared.redis_lock import RedisLock
 from shared.sidecar import Sidecar, SidecarDamaged
-from shared.streams import REDIS_FAILURES, pipelined
+from shared.streams import REDIS_FAILURES, command, server_runs
 
 __all__ = ["Outbox"]
 
@@ -209,5 +209,5 @@ class Outbox:
 
     async def _epoch(self) -> str:
         await self._redis.set(_EPOCH_KEY, uuid.uuid4().hex, nx=True)
-        word, server = await pipelined(self._redis, [("GET", _EPOCH_KEY), ("INFO", "server")])
-        return f"{word.decode() if word else ''}.{server['run_id']}"
+        word: bytes | None = await command(self._redis, "GET", _EPOCH_KEY)
+        return f"{word.decode() if word else ''}.{await server_runs(self._redis)}"

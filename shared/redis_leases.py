@@ -12,10 +12,10 @@ TTL. What holds, and why (``docs/adr/0005-one-writer.md`` has the reasons):
 - After a time in which Redis served nobody (it hung, its clock jumped) the silence of others
   proves nothing, so it counts from then on.
 - While Redis is away nobody is granted anything: ``acquire`` raises ``LeaseUnavailable``, and
-  holders go on. That is proved by a connection that is refused. Silence is no proof: Redis may
-  be away, or only out of this process's reach. Where the store keeps out older fences by
-  itself silence counts as away, since a wrong guess costs nothing; elsewhere the holder stops
-  in time.
+  holders go on. That is proved by a connection that is refused, unless another server may take
+  over (Sentinel, Cluster). Silence is no proof: Redis may be away, or only out of this
+  process's reach. Where the store keeps out older fences by itself silence counts as away,
+  since a wrong guess costs nothing; elsewhere the holder stops in time.
 
 What does not hold: a write that a disk or a network delays past the end of the lease is not
 called back, so stores fence or lock as far as they can; and two Redis servers that serve one
@@ -46,6 +46,7 @@ from redis.exceptions import BusyLoadingError, NoScriptError
 from shared.blobs.store import LeaseUnavailable, UploadBusy
 from shared.leases import LeaseLost
 from shared.lifecycle import background
+from shared.redis_urls import fails_over
 from shared.streams import REDIS_FAILURES, command, connect, retry_delay
 
 __all__ = ["TTL_S", "RedisLease", "RedisLeases"]
@@ -128,6 +129,7 @@ class RedisLeases:
         self._redis_url: Final = redis_url
         self._redis: Redis | None = None
         self._fenced: Final = fenced
+        self._alone: Final = not fails_over(redis_url)
         self._ttl_s: Final = ttl_s
         self._pulse_s: Final = ttl_s / _PULSES
         self._belief_s: Final = ttl_s - self._pulse_s
@@ -254,7 +256,7 @@ class RedisLeases:
         if not self.away:
             log.warning("no_leases_are_granted", held=len(held), error=repr(failure))
         self.away = True
-        if self._fenced or proves_absence(failure):
+        if self._fenced or (self._alone and proves_absence(failure)):
             for lease in held:
                 lease.stretch(until)
 

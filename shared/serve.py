@@ -18,6 +18,7 @@ from typing import Any, Final, Generic, NamedTuple, TypeVar
 import msgspec
 import structlog
 from aiohttp import web
+from redis.exceptions import ResponseError
 
 from shared import lifecycle, logs
 from shared.api_routes import add_api_routes
@@ -29,6 +30,7 @@ from shared.loopback import refuse_foreign_hosts, require_loopback
 from shared.probes import Health, create_internal_application
 from shared.proxies import TrustedProxies
 from shared.rate_limit import RateLimits
+from shared.redis_urls import fails_over
 from shared.settings import CommonSettings, bind_address, load, masked
 from shared.streams import REDIS_FAILURES, connect
 from shared.token_bucket import limit_of
@@ -163,11 +165,14 @@ async def _set_up(runner: web.AppRunner, redis_url: str) -> None:
 
 
 def _masked(url: str) -> str:
-    return re.sub(r"//[^@/]*@", "//***@", url)
+    """Return a URL without what might be a password, wherever in it."""
+    return re.sub(r"(password=)[^&]*", r"\1***", re.sub(r"//[^@/]*@", "//***@", url))
 
 
 def _unusable_redis(url: str, exc: BaseException) -> StartupError:
     reason = (str(exc) or type(exc).__name__).splitlines()[0]
+    if isinstance(exc, ResponseError):  # a wrong password, a Sentinel that is none
+        return StartupError(f"REDIS_URL={_masked(url)}: it cannot be used ({reason})")
     return StartupError(
         f"REDIS_URL={_masked(url)}: no Redis answers there ({reason}): "
         "start it or correct the URL"
@@ -215,18 +220,20 @@ async def check_redis(url: str | None) -> None:
     shown = _masked(url)
     try:
         redis = connect(url)
-    except ValueError as exc:
-        raise StartupError(
-            f"REDIS_URL={shown}: expected redis://, rediss:// or unix://"
-        ) from exc
+    except (TypeError, ValueError) as exc:
+        raise StartupError(f"REDIS_URL={shown}: {exc}") from exc
     try:
-        await redis.ping()
+        is_node = (await redis.info("cluster")).get("cluster_enabled")
     except (TypeError, ValueError) as exc:  # an option that redis-py does not know, or no host
         raise StartupError(f"REDIS_URL={shown}: it cannot be used ({exc})") from exc
     except REDIS_FAILURES as exc:
         raise _unusable_redis(url, exc) from exc
     finally:
         await redis.aclose()
+    if is_node and not fails_over(url):
+        raise StartupError(
+            f"REDIS_URL={shown}: it is a node of a cluster: write redis+cluster://"
+        )
 
 
 def run(job: Coroutine[Any, Any, int | None]) -> None:

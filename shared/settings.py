@@ -55,7 +55,8 @@ class CommonSettings(msgspec.Struct, frozen=True, kw_only=True):
     redis_url: Annotated[
         str | None,
         msgspec.Meta(
-            description="redis://, rediss:// or unix://; `python -m services` starts its own",
+            description="redis://, rediss://, unix://, redis+sentinel://host,host/master or "
+            "redis+cluster://host,host; `python -m services` starts its own",
             extra={"secret": True},
         ),
     ] = None

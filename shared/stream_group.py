@@ -21,6 +21,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from shared.events import MalformedEvent, UnknownEvent
+from shared.redis_cluster import by_slot, is_cluster
 from shared.streams import (
     BLOCK_MS,
     REDIS_FAILURES,
@@ -40,12 +41,18 @@ log = structlog.stdlib.get_logger(__name__)
 _BATCH: Final = 200
 _DEAD_LETTERS: Final = 10_000
 _FORGET_CONSUMER_MS: Final = 3_600_000
+_LONGEST_RETRY_S: Final = 0.5
+"""So that all is handled soon after Redis is back."""
+_CLUSTER_TICK_S: Final = 0.05
+_NEW, _OWN = ">", "0"
 
 _NOT_THE_ENTRY: Final = (
     redis_errors.ConnectionError,
     redis_errors.TimeoutError,
     redis_errors.OutOfMemoryError,
     redis_errors.ReadOnlyError,
+    redis_errors.ClusterError,
+    redis_errors.RedisClusterException,
 )
 """What a handler raises when Redis cannot work at all: no entry is to blame for it."""
 
@@ -100,6 +107,8 @@ class StreamGroup:
         self._max_deliveries: Final = max_deliveries
         self._consumer: Final = f"{socket.gethostname()}-{secrets.token_hex(4)}"
         self._next_claim = 0.0
+        self._owes = False
+        """Whether entries may have been taken by a reply that never came."""
         self._in_hand: Sequence[GroupEntry] = ()
         """Taken from the streams, but not done with: Redis went away meanwhile."""
 
@@ -114,7 +123,10 @@ class StreamGroup:
                     prepared = True
                 await self._process(self._in_hand)
                 await self._claim_when_due()
-                await self._read()
+                if self._owes:
+                    await self._read(_OWN)
+                    self._owes = False
+                await self._read(_NEW)
                 failures = 0
             except ResponseError as exc:
                 # NOGROUP, UNBLOCKED: the streams were deleted under us (a wiped Redis).
@@ -127,6 +139,7 @@ class StreamGroup:
                 if failures == 0:
                     log.warning("group_read_failed", group=self._group, error=repr(exc))
                 prepared = False  # who knows which Redis answers next
+                self._owes = True
                 await self._pause(failures)
                 failures += 1
 
@@ -144,23 +157,43 @@ class StreamGroup:
                 raise reply
 
     async def _pause(self, failures: int) -> None:
-        await asyncio.sleep(retry_delay(failures))
+        await asyncio.sleep(retry_delay(failures, longest_s=_LONGEST_RETRY_S))
 
-    async def _read(self) -> None:
-        keys = self._streams
-        until_claim_ms = int((self._next_claim - time.monotonic()) * 1000)
-        block_ms = min(max(until_claim_ms, 1), BLOCK_MS)  # 0 would be forever
-        reply = await command(
-            self._redis,
-            *("XREADGROUP", "GROUP", self._group, self._consumer, "COUNT", _BATCH),
-            *("BLOCK", block_ms, "STREAMS", *keys, *([">"] * len(keys))),
-        )
+    async def _read(self, after: str) -> None:
+        """Handle what is new, or what is pending with this member."""
+        polled = is_cluster(self._redis)
+        replies = await (self._poll(after) if polled else self._wait(after))
+        refusal = next((one for one in replies if isinstance(one, Exception)), None)
         batch = [
             GroupEntry(key, entry_id, fields)
+            for reply in replies
+            if not isinstance(reply, Exception)
             for key, entries in entries_of(reply)
             for entry_id, fields in entries
+            if fields  # else it was trimmed; the claim counts it
         ]
         await self._process(batch)
+        if refusal is not None:
+            raise refusal
+        if polled and not batch:
+            await asyncio.sleep(_CLUSTER_TICK_S)
+
+    async def _wait(self, after: str) -> list[Any]:
+        until_claim_ms = int((self._next_claim - time.monotonic()) * 1000)
+        block_ms = min(max(until_claim_ms, 1), BLOCK_MS)  # 0 would be forever
+        return [await command(self._redis, *self._reading(self._streams, after, block_ms))]
+
+    async def _poll(self, after: str) -> list[Any]:
+        """Ask a cluster slot by slot: no command may wait in more than one."""
+        commands = [self._reading(keys, after) for keys in by_slot(self._streams)]
+        return await pipelined(self._redis, commands, raise_on_error=False)
+
+    def _reading(self, keys: Sequence[str], after: str, block_ms: int = 0) -> Command:
+        block = ("BLOCK", block_ms) if block_ms else ()
+        return (
+            *("XREADGROUP", "GROUP", self._group, self._consumer, "COUNT", _BATCH, *block),
+            *("STREAMS", *keys, *([after] * len(keys))),
+        )
 
     async def _process(self, batch: Sequence[GroupEntry]) -> None:
         """Handle and acknowledge; when Redis goes away, the rest is kept for its return."""

@@ -1,143 +1,280 @@
 """Follows streams so that every reader sees every entry: what fan-out needs.
 
-Plain XREAD with the cursors in memory. Work to be done once belongs to
-``shared.stream_group``. Knows nothing of what an entry means.
+Plain XREAD with the cursors in memory; streams are joined and left while it runs. Work to be
+done once belongs to ``shared.stream_group``. Knows nothing of what an entry means.
+
+While it is quiet a read waits in Redis, and an entry is handed on at once. Under load reads
+are paced, so that each brings many entries. A cluster is asked slot by slot, all at once, in
+short ticks: no command may wait in more than one slot.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import Final
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from functools import partial
+from typing import Any, Final
 
 import structlog
 from prometheus_client import Counter
 from redis.asyncio import Redis
 
+from shared.redis_cluster import by_slot, is_cluster
+from shared.stream_order import TailEntry, in_order
 from shared.streams import (
     BLOCK_MS,
     REDIS_FAILURES,
-    Entry,
+    Command,
     command,
     entries_of,
     entry_order,
     pipelined,
     retry_delay,
 )
+from shared.token_bucket import Bucket, Limit, take
 
-__all__ = ["StreamTail"]
+__all__ = ["BEGINNING", "Begin", "StreamTail", "newest"]
 
 log = structlog.stdlib.get_logger(__name__)
 
+BEGINNING: Final = b"0-0"
 _BATCH: Final = 500
 _LOOK_S: Final = 1.0
-_BEGINNING: Final = b"0-0"
+_BEHIND_MS: Final = 1_000
+_LONGEST_RETRY_S: Final = 0.5
+"""So that all have caught up soon after Redis is back."""
+_IMMEDIATE: Final = Limit(rate=20, burst=20)
+"""Reads that follow one another at once; beyond that there is one in a tick of 50 ms."""
+_CLUSTER_TICK_S: Final = 0.01
+_SENT_S: Final = 0.002
+"""Before Python 3.12 a cancellation that meets the end of a sending is swallowed. Joins that
+come together also share one interruption."""
+
 READ = Counter("tail_entries_total", "Stream entries read for fan-out.")
+TRIMMED = Counter("tail_trimmed_total", "Times when entries were trimmed unread.")
+
+Begin = Callable[[Collection[str]], Awaitable[Mapping[str, bytes]]]
+
+
+async def newest(redis: Redis, streams: Collection[str]) -> dict[str, bytes]:
+    """Return the id of each stream's newest entry."""
+    replies = await pipelined(
+        redis, [("XREVRANGE", key, "+", "-", "COUNT", 1) for key in streams]
+    )
+    return {
+        key: reply[0][0] if reply else BEGINNING
+        for key, reply in zip(streams, replies, strict=True)
+    }
 
 
 class StreamTail:
-    """Reads entries added after a fixed position, in the order of each stream.
+    """Reads entries added after fixed positions.
 
     Args:
         redis: A client of its own, made by ``shared.streams.connect``: a blocking read must
             not hold a connection that others wait for.
-        streams: Keys to follow; they need not exist.
-        on_entries: Called with a key and its new entries. Must not raise.
-        on_gap: Called after an outage, when entries may be missing, and when a wipe or a
-            failover has taken a stream back. The positions are right again by then; states
-            must be re-read.
+        on_entries: Called with all entries of a read (``shared.stream_order``). Must not raise.
+        on_gap: Called after an outage, when entries may be missing, and when a wipe, a
+            failover or trimming has taken some away. The positions are right again by then;
+            states must be re-read.
+        begin: Returns the ids after which streams are read, when they are joined, and when
+            their history has become another one. The newest ids unless it is given.
 
     """
 
     def __init__(
         self,
         redis: Redis,
-        streams: Iterable[str],
         *,
-        on_entries: Callable[[str, list[Entry]], None],
+        on_entries: Callable[[list[TailEntry]], None],
         on_gap: Callable[[], None],
+        begin: Begin | None = None,
     ) -> None:
         self._redis: Final = redis
-        self._streams: Final = list(streams)
         self._on_entries: Final = on_entries
         self._on_gap: Final = on_gap
-        self._cursors: dict[str, bytes] = {}
+        self._begin: Final = begin or partial(newest, redis)
+        self._cursors: Final[dict[str, bytes]] = {}
+        self._joined: Final = asyncio.Event()
+        self._waiting: asyncio.Timeout | None = None
+        """Around a read that waits in Redis."""
+        self._bucket: Bucket | None = None
         self._next_look = 0.0
+        self._failures = 0
         self.connected = False
         """Whether the last read worked."""
 
-    async def start(self, after: Mapping[str, bytes] | None = None) -> None:
-        """Fix where reading begins: after the given ids, else after each newest entry.
+    @property
+    def streams(self) -> Collection[str]:
+        """Those that are followed."""
+        return self._cursors.keys()
 
-        A concrete id, never ``$``: Redis resolves ``$`` again at every read, so entries added
-        between two reads would be skipped.
+    async def join(self, streams: Iterable[str]) -> None:
+        """Follow more streams; what is added to them after this returns is surely read.
+
+        A concrete position, never ``$``: Redis resolves ``$`` again at every read, so entries
+        added between two reads would be skipped. The streams need not exist.
 
         Raises:
             RedisError, OSError: Redis is away (``REDIS_FAILURES``).
 
         """
-        newest = await self._newest()
-        self._cursors = {key: (after or {}).get(key, newest[key]) for key in self._streams}
-        self.connected = True
+        missing = [key for key in streams if key not in self._cursors]
+        if not missing:
+            return
+        for key, position in (await self._begin(missing)).items():
+            self._cursors.setdefault(key, position)
+        self.connected = self.connected or not self._failures
+        self._joined.set()
+        self._interrupt()
+
+    def leave(self, streams: Iterable[str]) -> None:
+        """Follow streams no more."""
+        for key in streams:
+            self._cursors.pop(key, None)
+
+    def reconnect(self) -> None:
+        """Give up the connection that a read waits on, and count what it may have missed."""
+        self._next_look = 0.0
+        self._interrupt()
+        self._on_gap()
+
+    def _interrupt(self) -> None:
+        """Begin the read that waits anew; redis-py drops the connection that it waits on."""
+        if self._waiting is not None:
+            loop = asyncio.get_running_loop()
+            loop.call_later(_SENT_S, self._end_waiting, self._waiting)
+
+    def _end_waiting(self, waiting: asyncio.Timeout) -> None:
+        if waiting is self._waiting:
+            self._waiting = None
+            waiting.reschedule(asyncio.get_running_loop().time())
 
     async def run(self) -> None:
-        """Read forever; ``start`` must have been called. Cancel it to stop."""
-        failures = 0
+        """Read forever, what is joined before or meanwhile. Cancel it to stop."""
         while True:
             try:
                 # Not only after an outage: a wipe breaks no connection.
-                is_due = failures or time.monotonic() >= self._next_look
-                if is_due and (await self._look_back() or failures):
+                is_due = self._failures or time.monotonic() >= self._next_look
+                if is_due and (await self._look_back() or self._failures):
                     self._on_gap()
                 await self._read()
             except REDIS_FAILURES as exc:
                 self.connected = False
-                if failures == 0:
+                if self._failures == 0:
                     log.warning("tail_read_failed", error=repr(exc))
-                delay = retry_delay(failures)
-                failures += 1
+                delay = retry_delay(self._failures, longest_s=_LONGEST_RETRY_S)
+                self._failures += 1
                 await asyncio.sleep(delay)
             else:
-                if failures:
-                    log.info("tail_read_recovered", failures=failures)
-                    failures = 0
+                if self._failures:
+                    log.info("tail_read_recovered", failures=self._failures)
+                    self._failures = 0
 
     async def _read(self) -> None:
-        keys = list(self._cursors)
-        cursors = [self._cursors[key] for key in keys]
-        reply = await command(
-            self._redis, "XREAD", "COUNT", _BATCH, "BLOCK", BLOCK_MS, "STREAMS", *keys, *cursors
-        )
+        cursors = dict(self._cursors)
+        if not cursors:
+            self._joined.clear()
+            await self._joined.wait()
+            return
+        reply = await (self._poll(cursors) if is_cluster(self._redis) else self._wait(cursors))
         self.connected = True
-        for key, entries in entries_of(reply):
-            self._cursors[key] = entries[-1][0]
-            READ.inc(len(entries))
-            self._on_entries(key, entries)
+        # What was left meanwhile, and perhaps joined again from elsewhere, is read no more.
+        told = [
+            (key, entries)
+            for key, entries in entries_of(reply)
+            if self._cursors.get(key) == cursors[key]
+        ]
+        batch = in_order(told, _BATCH)
+        self._cursors.update(batch.cursors)
+        if batch.entries:
+            READ.inc(len(batch.entries))
+            self._on_entries(batch.entries)
         # What came in one read is written in one turn; then the sockets have theirs.
         await asyncio.sleep(0)
+        if batch.entries and not batch.is_cut:
+            await self._pace()
+
+    async def _wait(self, cursors: Mapping[str, bytes]) -> Any:
+        """Return what is new, or nothing after a while or an interruption."""
+        waiting = self._waiting = asyncio.timeout(None)
+        try:
+            async with waiting:
+                return await command(
+                    self._redis,
+                    *("XREAD", "COUNT", _BATCH, "BLOCK", BLOCK_MS),
+                    *("STREAMS", *cursors, *cursors.values()),
+                )
+        except TimeoutError:
+            if not waiting.expired():
+                raise
+            return None
+        finally:
+            self._waiting = None
+
+    async def _poll(self, cursors: Mapping[str, bytes]) -> Any:
+        """Return what is new on a cluster, or nothing after a tick."""
+        commands: list[Command] = [
+            ("XREAD", "COUNT", _BATCH, "STREAMS", *keys, *(cursors[key] for key in keys))
+            for keys in by_slot(cursors)
+        ]
+        reply = [one for part in await pipelined(self._redis, commands) for one in part or ()]
+        if not reply:
+            await asyncio.sleep(_CLUSTER_TICK_S)
+        return reply
+
+    async def _pace(self) -> None:
+        while True:
+            self._bucket, verdict = take(self._bucket, _IMMEDIATE, time.monotonic())
+            if verdict.allowed:
+                return
+            await asyncio.sleep(verdict.wait_s)
 
     async def _look_back(self) -> bool:
-        """Correct positions that are ahead of their stream; return whether one was.
+        """Correct positions that are ahead of their stream; return whether entries are missing.
 
-        Then it is another history: after a wipe, or a failover to a server that is behind.
+        A stream that is behind has another history: after a wipe, or a failover to a server
+        that was behind. One that begins after the position was trimmed past it.
         """
-        newest = await self._newest()
-        went_back = False
-        for key, cursor in self._cursors.items():
-            if entry_order(newest[key]) < entry_order(cursor):
-                self._cursors[key] = newest[key]
-                if newest[key] != _BEGINNING:  # else it is empty, and read from its start
-                    log.warning("tail_went_back", stream=key, cursor=cursor)
-                    went_back = True
+        cursors = dict(self._cursors)
+        last = await newest(self._redis, cursors)
+        lag = {key: _lag(cursors[key], last[key]) for key in cursors}
+        gone_back = [key for key in cursors if lag[key] < (0, 0)]
+        behind = [key for key in cursors if lag[key] > (_BEHIND_MS, 0)]
+        is_missing = bool(behind) and await self._is_trimmed(cursors, behind)
+        # An empty stream will be read from its start.
+        refilled = [key for key in gone_back if last[key] != BEGINNING]
+        begin = await self._begin(refilled) if refilled else {}
+        for key in gone_back:
+            if self._cursors.get(key) == cursors[key]:
+                self._cursors[key] = begin.get(key, BEGINNING)
+        if refilled:
+            log.warning("tail_went_back", streams=refilled)
         self._next_look = time.monotonic() + _LOOK_S
-        return went_back
+        return is_missing or bool(refilled)
 
-    async def _newest(self) -> dict[str, bytes]:
+    async def _is_trimmed(self, cursors: Mapping[str, bytes], behind: list[str]) -> bool:
+        """Tell whether the first entry of a stream that is read late comes after its position.
+
+        That may be no loss, if what was trimmed had been read; nothing tells, so it counts.
+        """
         replies = await pipelined(
-            self._redis, [("XREVRANGE", key, "+", "-", "COUNT", 1) for key in self._streams]
+            self._redis, [("XRANGE", key, "-", "+", "COUNT", 1) for key in behind]
         )
-        return {
-            key: reply[0][0] if reply else _BEGINNING
-            for key, reply in zip(self._streams, replies, strict=True)
-        }
+        trimmed = [
+            key
+            for key, reply in zip(behind, replies, strict=True)
+            if reply and cursors[key] != BEGINNING
+            if entry_order(reply[0][0]) > entry_order(cursors[key])
+        ]
+        if trimmed:
+            TRIMMED.inc()
+            log.warning("tail_was_overtaken", streams=trimmed)
+        return bool(trimmed)
+
+
+def _lag(cursor: bytes, last: bytes) -> tuple[int, int]:
+    """Return how far ``last`` is ahead, in milliseconds and numbers; negative if behind."""
+    (at, number), (last_at, last_number) = entry_order(cursor), entry_order(last)
+    return last_at - at, last_number - number

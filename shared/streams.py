@@ -1,4 +1,4 @@
-"""Names of the streams, the layout of their entries, and how to connect to Redis.
+"""Names of the streams, the layout of their entries, and how to send commands to Redis.
 
 Two families, both split by the upload's id: ``events:{pNN}`` holds one lifecycle event an
 entry; ``progress:{pNN}`` holds many positions an entry. The braces are literal: on Redis
@@ -20,10 +20,9 @@ from typing import Any, Final, cast
 
 import msgspec
 from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import RedisClusterException, RedisError
 
+from shared import redis_cluster
 from shared.events import (
     Bytes,
     JobProgress,
@@ -33,6 +32,7 @@ from shared.events import (
     Seq,
     UploadProgress,
 )
+from shared.redis_urls import connect
 
 __all__ = [
     "BLOCK_MS",
@@ -45,60 +45,32 @@ __all__ = [
     "connect",
     "entries_of",
     "event_stream",
+    "is_event_stream",
     "pack_positions",
     "partition_of",
     "pipelined",
     "progress_stream",
     "read_ids",
     "retry_delay",
+    "server_runs",
     "stream_names",
     "unpack_job_positions",
     "unpack_positions",
 ]
 
-REDIS_FAILURES: Final = (RedisError, OSError, EOFError)
+REDIS_FAILURES: Final = (RedisError, RedisClusterException, OSError, EOFError)
 """What any command may raise while Redis is away, restarting or failing over."""
 
 BLOCK_MS: Final = 1_000
 """How long one read waits for entries; must stay well below the socket timeout."""
 
-_SOCKET_TIMEOUT_S: Final = 5.0
-_CONNECT_TIMEOUT_S: Final = 2.0
 _BACKOFF_S: Final = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
-
-_RAW_REPLIES: Final = (
-    *("XAUTOCLAIM", "XINFO CONSUMERS", "XINFO GROUPS", "XINFO", "XPENDING"),
-    *("XREAD", "XREADGROUP", "XREVRANGE", "XRANGE"),
-)
 
 Command = tuple[str | bytes | int | float, ...]
 """One Redis command with its arguments."""
 
 Entry = tuple[bytes, dict[bytes, bytes]]
 """An entry's id and its fields. A trimmed entry that is still pending has no fields."""
-
-
-def connect(url: str) -> Redis:
-    """Return a client whose calls fail fast; callers own the retries.
-
-    redis-py's defaults (ten silent retries, 5 s each) hide an outage for a minute. RESP2 is
-    pinned because the shape of stream replies differs between protocol versions, and its own
-    parsing of stream replies is switched off: it is slow, and wrong for some forms.
-    """
-    redis = Redis.from_url(
-        url,
-        protocol=2,
-        socket_timeout=_SOCKET_TIMEOUT_S,
-        socket_connect_timeout=_CONNECT_TIMEOUT_S,
-        retry=Retry(NoBackoff(), 0),
-    )
-    for name in _RAW_REPLIES:
-        redis.set_response_callback(name, cast(Any, _raw))
-    return redis
-
-
-def _raw(reply: object, **_: object) -> object:
-    return reply
 
 
 def retry_delay(failures: int, *, longest_s: float = 1.0) -> float:
@@ -116,6 +88,8 @@ def retry_delay(failures: int, *, longest_s: float = 1.0) -> float:
 
 async def command(redis: Redis, *parts: object) -> Any:
     """Send one command and return its reply."""
+    if redis_cluster.is_cluster(redis):
+        return await redis_cluster.run(redis, parts)
     return await redis.execute_command(*parts)  # type: ignore[no-untyped-call]
 
 
@@ -125,12 +99,26 @@ async def pipelined(
     """Send the commands in one write and return their raw replies, in order.
 
     Not a transaction. With ``raise_on_error=False`` a refused command's reply is its error.
+    On a cluster each node gets its part at the same time: the order holds within a slot.
     """
+    if redis_cluster.is_cluster(redis):
+        replies = await redis_cluster.run_pipelined(redis, commands)
+        refusal = next((one for one in replies if isinstance(one, Exception)), None)
+        if raise_on_error and refusal is not None:
+            raise refusal
+        return replies
     pipe = redis.pipeline(transaction=False)
     for command in commands:
         pipe.execute_command(*command)
-    replies: list[Any] = await pipe.execute(raise_on_error=raise_on_error)
-    return replies
+    return await pipe.execute(raise_on_error=raise_on_error)
+
+
+async def server_runs(redis: Redis) -> str:
+    """Return a word that stays the same while no server restarts, is swapped or takes over."""
+    if redis_cluster.is_cluster(redis):
+        told: dict[str, Any] = await redis.info("server", target_nodes=redis.PRIMARIES)
+        return "+".join(sorted(str(one["run_id"]) for one in told.values()))
+    return str((await redis.info("server"))["run_id"])
 
 
 def partition_of(upload_id: str, partitions: int) -> int:
@@ -141,6 +129,11 @@ def partition_of(upload_id: str, partitions: int) -> int:
 def event_stream(partition: int) -> str:
     """Return the key of a lifecycle stream."""
     return f"events:{{p{partition:02d}}}"
+
+
+def is_event_stream(key: str) -> bool:
+    """Tell whether a key is that of a lifecycle stream."""
+    return key.startswith("events:")
 
 
 def progress_stream(partition: int) -> str:

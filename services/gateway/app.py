@@ -8,12 +8,14 @@ from aiohttp import web
 
 from services.gateway import api, dialects
 from services.gateway.asyncapi_route import add_asyncapi_route
+from services.gateway.canary import Canary
 from services.gateway.cleaning import Cleaner, lock_s
 from services.gateway.dismissal import Dismissals
 from services.gateway.keys import Keys
 from services.gateway.listing import Listing
 from services.gateway.projection import Projection
-from services.gateway.relay import GROUP, Relay
+from services.gateway.reading import GROUP
+from services.gateway.relay import Relay
 from services.gateway.rest import DISMISSALS, KEPT_S, LISTING, RELAY, add_rest_routes
 from services.gateway.sessions_index import SessionsIndex
 from services.gateway.settings import Settings
@@ -47,7 +49,9 @@ def install(app: web.Application, settings: Settings) -> None:
         projection = Projection(
             redis, prefix=settings.progress_prefix, ttl_s=settings.progress_ttl_seconds
         )
-        relay = Relay(tailing, projection, partitions=settings.event_partitions)
+        canary = Canary(redis, prefix=settings.progress_prefix)
+        relay = Relay(tailing, projection, canary, partitions=settings.event_partitions)
+        tail = relay.reading.tail
         group = StreamGroup(
             grouping,
             group=GROUP,
@@ -66,16 +70,18 @@ def install(app: web.Application, settings: Settings) -> None:
         app[DISMISSALS], app[INDEX], app[CLEANER] = dismissals, index, cleaner
         app[KEPT_S] = ttl_s
         await group.prepare()
-        await relay.start()
+        await relay.reading.start()
         sockets = Sockets(relay, app[AUTHENTICATOR], settings)
         app[RELAY] = relay
         app[SOCKETS] = sockets
         app[OFFICE] = app[TICKETS] = TicketOffice(redis, prefix=settings.progress_prefix)
         health = app[HEALTH]
         health.can_serve["gateway.sockets"] = lambda: not sockets.is_full
-        health.degraded["gateway.redis"] = lambda: not relay.tail.connected
+        health.degraded["gateway.redis"] = lambda: not tail.connected or canary.is_late
         async with (
-            background("tail", relay.tail.run()),
+            background("tail", tail.run()),
+            background("interest", relay.reading.run()),
+            background("canary", canary.run(tail)),
             background("projection", group.run()),
             background("repair", relay.repair()),
             background("keepalive", sockets.keepalive.run()),

@@ -18,6 +18,7 @@ from prometheus_client import Counter, Gauge
 from services.gateway.dialects.protocol import Told
 from services.gateway.folding import change_of, fold, merged, move
 from services.gateway.frames import frame
+from services.gateway.interest import Interest
 from services.gateway.state import Change, ProgressState
 from services.gateway.topic import Topic, Watcher
 from shared.errors import Forbidden, NotFound
@@ -43,11 +44,13 @@ class Hub:
     Args:
         load: Returns the state of an upload as it is recorded, or ``None``. What it raises
             reaches those who subscribe.
+        interest: Is told what is watched here.
 
     """
 
-    def __init__(self, load: Load) -> None:
+    def __init__(self, load: Load, interest: Interest | None = None) -> None:
         self._load: Final = load
+        self._interest: Final = interest or Interest()
         self._topics: Final[dict[str, Topic]] = {}
         self._followers: Final[dict[tuple[str, str], dict[Watcher, None]]] = {}
 
@@ -82,11 +85,10 @@ class Hub:
             state = topic.learn(None) if followers else None
         else:
             state = fold(topic.state, event)
-        if state is None:
-            return
-        topic.become(state)
-        self._deliver(topic, change_of(event), state, Told(event, event_id))
-        for watcher in tuple(followers or ()):
+        if state is not None:
+            topic.become(state)
+            self._deliver(topic, change_of(event), state, Told(event, event_id))
+        for watcher in tuple(followers or ()):  # to them it may be news all the same
             self._admit(watcher, topic)
         self._drop_if_unwatched(topic)
 
@@ -204,6 +206,8 @@ class Hub:
 
         ``states`` are those that there are, as of this very turn of the loop.
         """
+        if not self.follows(watcher):
+            self._interest.follow()
         self._followers.setdefault(_owner(watcher), {})[watcher] = None
         for recorded in states:
             topic = self._topic(recorded.session_id)
@@ -243,7 +247,9 @@ class Hub:
             self._drop_if_unwatched(topic)
         key = _owner(watcher)
         followers = self._followers.get(key, {})
-        followers.pop(watcher, None)
+        if watcher in followers:
+            del followers[watcher]
+            self._interest.unfollow()
         if not followers:
             self._followers.pop(key, None)
 
@@ -275,6 +281,7 @@ class Hub:
         topic = self._topics.get(upload_id)
         if topic is None:
             topic = self._topics[upload_id] = Topic(upload_id)
+            self._interest.watch(upload_id)
             WATCHED.set(len(self._topics))
         return topic
 
@@ -292,8 +299,9 @@ class Hub:
             self._drop_if_unwatched(topic)
 
     def _drop_if_unwatched(self, topic: Topic) -> None:
-        if not topic.watchers and not topic.waiting:
-            self._topics.pop(topic.upload_id, None)
+        unwatched = not topic.watchers and not topic.waiting
+        if unwatched and self._topics.pop(topic.upload_id, None) is not None:
+            self._interest.unwatch(topic.upload_id)
             WATCHED.set(len(self._topics))
 
 

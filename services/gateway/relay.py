@@ -11,16 +11,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Final
 
 import structlog
 from prometheus_client import Counter, Histogram
 from redis.asyncio import Redis
 
+from services.gateway.canary import Canary
 from services.gateway.folding import require_writable
 from services.gateway.hub import ID_FORM, UNKNOWN_WAIT_S, Hub
+from services.gateway.interest import Interest
 from services.gateway.projection import Projection
+from services.gateway.reading import Reading
 from services.gateway.recent import Recent
 from services.gateway.state import ProgressState
 from shared import events
@@ -34,25 +37,20 @@ from shared.events import (
 )
 from shared.identity import Principal
 from shared.sidecar import is_upload_id
-from shared.stream_tail import StreamTail
+from shared.stream_order import TailEntry
 from shared.streams import (
     REDIS_FAILURES,
-    Entry,
-    command,
-    event_stream,
-    flat_dict,
+    is_event_stream,
     read_ids,
-    stream_names,
     unpack_job_positions,
     unpack_positions,
 )
 from shared.times import now_ms
 
-__all__ = ["GROUP", "Relay"]
+__all__ = ["Relay"]
 
 log = structlog.stdlib.get_logger(__name__)
 
-GROUP: Final = "progress"
 _REPAIR_EVERY_S: Final = 5.0
 _SILENT_MS: Final = 10_000
 _NAME_RETRY_S: Final = 0.1
@@ -62,6 +60,8 @@ _FOLLOWED_MS: Final = 2 * 3_600_000
 """How long after its end an upload is followed; repeated events come sooner than that."""
 
 SEEN = Counter("gateway_events_total", "Events read from the streams.", ["family"])
+_EVENTS: Final = SEEN.labels("events")
+_POSITIONS: Final = SEEN.labels("progress")
 GAPS = Counter("gateway_gaps_total", "Times when events may have been missed.")
 AGE = Histogram(
     "gateway_event_age_seconds",
@@ -76,27 +76,33 @@ class Relay:
     Args:
         redis: A client of its own for the tail, made by ``shared.streams.connect``.
         projection: Where states are recorded.
+        canary: Shows that what is written is read.
         partitions: ``EVENT_PARTITIONS``.
 
     """
 
-    def __init__(self, redis: Redis, projection: Projection, *, partitions: int) -> None:
-        self._redis: Final = redis
+    def __init__(
+        self, redis: Redis, projection: Projection, canary: Canary, *, partitions: int
+    ) -> None:
         self._projection: Final = projection
-        self._partitions: Final = partitions
+        self.canary: Final = canary
+        self._interest: Final = Interest(partitions=partitions)
         self._recent: Final = Recent()
         self._numbers: Final[dict[tuple[str, bytes], int]] = {}
         self._gap: Final = asyncio.Event()
-        self.hub: Final = Hub(self.load)
-        self.tail: Final = StreamTail(
+        self.hub: Final = Hub(self.load, self._interest)
+        self.reading: Final = Reading(
             redis,
-            stream_names(partitions),
+            self._interest,
             on_entries=self._on_entries,
             on_gap=self._gap.set,
+            on_join=self._on_join,
+            always=[canary.stream],
         )
 
     async def load(self, upload_id: str) -> ProgressState | None:
-        """Return the newest that is known of an upload."""
+        """Return the newest that is known of an upload; what follows is read from then on."""
+        await self.reading.of(upload_id)
         return self._recent.newer(upload_id, await self._projection.read(upload_id))
 
     def recent_of(self, user_id: str, tenant: str) -> Iterable[str]:
@@ -151,6 +157,7 @@ class Relay:
 
     async def sessions_of(self, caller: Principal) -> list[ProgressState]:
         """Return the caller's sessions, newest first, as of the moment of returning."""
+        await self.reading.of_all()
         recorded = await self._projection.sessions_of(caller.user_id)
         own = {one.session_id: one for one in recorded if one.tenant == caller.tenant}
         recent = self.recent_of(caller.user_id, caller.tenant)
@@ -162,54 +169,38 @@ class Relay:
         alive = [one for one in own.values() if one.status != "deleted"]
         return sorted(alive, key=lambda one: one.started_at, reverse=True)
 
-    async def start(self) -> None:
-        """Fix where reading begins: where the projection is complete, so nothing is between."""
-        after = {}
-        for partition in range(self._partitions):
-            stream = event_stream(partition)
-            applied = await self._applied(stream)
-            if applied is not None:
-                after[stream] = applied
-        await self.tail.start(after)
+    def _on_join(self, streams: Collection[str]) -> None:
+        """Forget the numbers of producers: they went on while nobody read them."""
+        for source in [one for one in self._numbers if one[0] in streams]:
+            del self._numbers[source]
 
-    async def _applied(self, stream: str) -> bytes | None:
-        """Return the id up to which the group has surely handled a stream."""
-        if not await command(self._redis, "EXISTS", stream):
-            return None
-        for flat in await command(self._redis, "XINFO", "GROUPS", stream):
-            group = flat_dict(flat)
-            if group[b"name"] == GROUP.encode():
-                oldest = (await command(self._redis, "XPENDING", stream, GROUP))[1]
-                if oldest is None:
-                    return bytes(group[b"last-delivered-id"])
-                millis, _, _ = oldest.partition(b"-")
-                return b"%d-0" % (int(millis) - 1)
-        return b"0-0"
-
-    def _on_entries(self, stream: str, entries: list[Entry]) -> None:
-        lifecycle = stream.startswith("events:")
+    def _on_entries(self, entries: list[TailEntry]) -> None:
         newest: dict[tuple[type, str], UploadProgress | JobProgress] = {}
-        for entry_id, fields in entries:
+        for entry in entries:
             try:
-                if lifecycle:
-                    self._on_event(events.decode(fields.get(b"d", b"")))
+                if is_event_stream(entry.stream):
+                    event = events.decode(entry.fields.get(b"d", b""))
+                    self._on_event(entry.stream, entry.id, event)
+                elif entry.stream == self.canary.stream:
+                    self.canary.hear(entry)
                 else:
-                    self._on_positions(stream, fields, newest)
+                    self._on_positions(entry.stream, entry.fields, newest)
             except UnknownEvent as exc:
-                log.debug("event_skipped", entry=entry_id, tag=str(exc))
+                log.debug("event_skipped", entry=entry.id, tag=str(exc))
             except MalformedEvent as exc:  # the group parks it
-                log.error("event_malformed", entry=entry_id, error=str(exc))
+                log.error("event_malformed", entry=entry.id, error=str(exc))
             except Exception:  # one entry must not end the reading of all
-                log.exception("event_not_delivered", stream=stream, entry=entry_id)
+                log.exception("event_not_delivered", stream=entry.stream, entry=entry.id)
         try:
             for position in newest.values():
                 self.hub.advance(position)
         except Exception:
-            log.exception("positions_not_delivered", stream=stream)
+            log.exception("positions_not_delivered")
 
-    def _on_event(self, event: LifecycleEvent) -> None:
+    def _on_event(self, stream: str, entry_id: bytes, event: LifecycleEvent) -> None:
+        """Deliver an event; they come in the order of ``(entry_id, stream)``."""
         require_writable(event)
-        SEEN.labels("events").inc()
+        _EVENTS.inc()
         AGE.observe(max(now_ms() - event.at, 0) / 1000)
         self._recent.remember(event)
         self.hub.publish(event)
@@ -222,12 +213,14 @@ class Relay:
     ) -> None:
         """Note the newest position of each watched upload: one delivery a batch is enough."""
         entry = read_ids(fields)
-        SEEN.labels("progress").inc(len(entry.ids) + len(entry.job_ids))
+        _POSITIONS.inc(len(entry.ids) + len(entry.job_ids))
         source = (stream, entry.producer)
         expected = self._numbers.get(source)
         if expected is not None and entry.number > expected:
             self._gap.set()
         self._numbers[source] = entry.number + 1
+        if not self._interest.is_in([*entry.ids, *entry.job_ids]):  # most are not decoded
+            return
         for position in unpack_positions(entry, self.hub.watched):
             key = (UploadProgress, position.upload_id)
             known = newest.get(key)

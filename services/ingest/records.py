@@ -177,7 +177,7 @@ class SessionRecords:
         try:
             await pipelined(self._redis, commands)
         except NoScriptError:  # a Redis that has not seen it, or has forgotten it
-            await pipelined(self._redis, [("SCRIPT", "LOAD", _SCRIPT)])
+            await self._redis.script_load(_SCRIPT)
             await pipelined(self._redis, commands)
 
     async def handle(self, batch: Sequence[GroupEntry]) -> None:

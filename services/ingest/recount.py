@@ -24,7 +24,7 @@ from services.ingest.turns import Turn, TurnLost, turn_at
 from services.ingest.usage import Usage
 from shared.blobs.store import BlobStore, Stored, UploadNotFound
 from shared.sidecar import SidecarDamaged
-from shared.streams import REDIS_FAILURES, pipelined
+from shared.streams import REDIS_FAILURES, pipelined, server_runs
 
 __all__ = ["Recount"]
 
@@ -95,7 +95,7 @@ class Recount:
         return counted is not None and fresh == (await self._server()).encode()
 
     async def _server(self) -> str:
-        return str((await self._redis.info("server"))["run_id"])
+        return await server_runs(self._redis)
 
     async def _count(self, turn: Turn) -> int:
         batch: list[Stored] = []

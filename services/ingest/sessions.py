@@ -131,9 +131,8 @@ class SessionNames:
         seen = None
         while True:
             # First whether names are known: what is taken after that was free.
-            is_known, _, there = await pipelined(
-                self._redis, [("EXISTS", _KNOWN), take, ("GET", key)]
-            )
+            is_known = await command(self._redis, "EXISTS", _KNOWN)
+            _, there = await pipelined(self._redis, [take, ("GET", key)])
             if not is_known:
                 await self._recall()
                 there = await command(self._redis, "GET", key)

@@ -12,12 +12,13 @@ from tests.architecture import rules
 
 ROOT: Final = Path(__file__).parents[2]
 
-SHARED_LINES: Final = 11_000
+SHARED_LINES: Final = 11_200
 """All of ``shared/``: the wire contract, the bus, the blob store and what guards the doors.
 Raising it takes a decision record."""
 FILE_LINES: Final = 400
 
 USED_BY_ONE: Final[Mapping[str, str]] = {
+    "shared.stream_order": "a part of shared.stream_tail, apart from it because it is pure",
     "shared.stream_tail": "the counterpart of shared.stream_group: only the two of them may "
     "know how Redis orders, trims and loses entries",
 }
@@ -27,6 +28,7 @@ PURE: Final = (
     "services.gateway.asyncapi",
     "services.gateway.dialects",
     "services.gateway.hub",
+    "services.gateway.interest",
     "services.gateway.keys",
     "services.gateway.state",
     "services.ingest.checksums",

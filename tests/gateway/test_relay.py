@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from functools import partial
@@ -12,11 +14,16 @@ from typing import Any, Final
 import pytest
 from redis.asyncio import Redis
 
+from services.gateway import canary as canary_module
+from services.gateway import interest as interest_module
 from services.gateway import relay as relay_module
+from services.gateway.canary import Canary
 from services.gateway.dialects import protocol
 from services.gateway.projection import Projection
-from services.gateway.relay import GROUP, Relay
+from services.gateway.reading import GROUP
+from services.gateway.relay import Relay
 from services.gateway.state import Change, ProgressState
+from shared.errors import NotFound
 from shared.stream_group import StreamGroup
 from shared.streams import (
     command,
@@ -39,7 +46,11 @@ class Gateway:
     def __init__(self, url: str, *, folds: bool) -> None:
         self.clients: Final = [connect(url) for _ in range(3)]
         self.projection: Final = Projection(self.clients[0], prefix="upload_progress", ttl_s=60)
-        self.relay: Final = Relay(self.clients[1], self.projection, partitions=PARTITIONS)
+        self.canary: Final = Canary(self.clients[0], prefix="upload_progress")
+        self.relay: Final = Relay(
+            self.clients[1], self.projection, self.canary, partitions=PARTITIONS
+        )
+        self.tail: Final = self.relay.reading.tail
         self.group: Final = StreamGroup(
             self.clients[2],
             group=GROUP,
@@ -61,8 +72,9 @@ async def started(stack: AsyncExitStack, url: str, *, folds: bool) -> Gateway:
     if folds:
         await gateway.group.prepare()
         _ = await stack.enter_async_context(alongside(gateway.group.run()))
-    await gateway.relay.start()
-    _ = await stack.enter_async_context(alongside(gateway.relay.tail.run()))
+    await gateway.relay.reading.start()
+    _ = await stack.enter_async_context(alongside(gateway.tail.run()))
+    _ = await stack.enter_async_context(alongside(gateway.relay.reading.run()))
     _ = await stack.enter_async_context(alongside(gateway.relay.repair()))
     return gateway
 
@@ -239,7 +251,7 @@ async def test_followers_are_told_after_a_gap(start: Start, any_redis: Redis) ->
     gateway.relay.hub.follow(watcher, await gateway.relay.sessions_of(ADA))
     gateway.relay.hub.unsubscribe(watcher, declined.id)
     await gateway.projection.handle([entry(missed.created())])
-    gateway.relay.tail._on_gap()
+    gateway.tail._on_gap()
     await eventually(lambda: len(sink.messages()) == 2, "the missed one", limit_s=3)
     assert sink.messages()[1]["id"] == missed.id
     assert list(gateway.relay.hub.watched) == [missed.id]
@@ -361,10 +373,111 @@ async def test_redis_dies_and_comes_back(kind: str, aof: bool, tmp_path: Path) -
             await gateway.relay.hub.subscribe(watcher, told.id)
             for count in (2, 3, 4):
                 server.kill()
-                await eventually(lambda: not gateway.relay.tail.connected, "it is away")
+                await eventually(lambda: not gateway.tail.connected, "it is away")
                 server.start()
                 await redis.connection_pool.disconnect()
                 # A producer's outbox brings back what Redis lacks, if need be all of it.
                 await feed.tell(*story[:count])
                 await eventually(partial(_last_is, sink, count), "the event after the outage")
             assert [seq for _, seq in seen(sink)] == [1, 2, 3, 4]
+
+
+async def test_only_what_is_watched_is_read(start: Start, any_redis: Redis) -> None:
+    """A gateway without sockets reads its canary; a watcher adds its partition, no more."""
+    gateway, told, feed = await start(folds=False), Told(at=None), Feed(any_redis)
+    assert set(gateway.tail.streams) == {gateway.canary.stream}
+    await feed.tell(told.created())
+    watcher, _ = gateway.audience.watcher()
+    await gateway.relay.hub.subscribe(watcher, told.id)
+    partition = partition_of(told.id, PARTITIONS)
+    own = {event_stream(partition), progress_stream(partition)}
+    assert set(gateway.tail.streams) == {gateway.canary.stream, *own}
+    gateway.relay.hub.follow(watcher, await gateway.relay.sessions_of(ADA))
+    wanted = {gateway.canary.stream, *own, *(event_stream(n) for n in range(PARTITIONS))}
+    assert set(gateway.tail.streams) == wanted
+    gateway.relay.hub.drop(watcher)
+    await gateway.relay.reading.follow_interest()
+    assert set(gateway.tail.streams) == wanted  # they linger
+
+
+async def test_joins_and_leaves_at_full_speed(
+    start: Start, any_redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Watchers come and go while uploads live: each one sees every event from its snapshot on.
+
+    Partitions are left at once, so that they are joined anew all the time, some of them while
+    the group lags behind.
+    """
+    monkeypatch.setattr(interest_module, "_LINGER_S", 0.0)
+    chance = random.Random(7)
+    gateway, feed = await start(), Feed(any_redis)
+    uploads = [Told(at=None) for _ in range(40)]
+
+    async def live(told: Told) -> None:
+        for make in (told.created, told.completed, told.stored, told.deleted):
+            await feed.tell(make())
+            await asyncio.sleep(chance.uniform(0, 0.04))
+
+    async def watch(told: Told) -> list[tuple[str, int]]:
+        await asyncio.sleep(chance.uniform(0, 0.1))
+        watcher, sink = gateway.audience.watcher()
+        try:
+            await gateway.relay.hub.subscribe(watcher, told.id)
+        except NotFound:
+            return [("deleted", 4)]
+        await eventually(lambda: seen(sink)[-1:] == [("deleted", 4)], "the last event")
+        gateway.relay.hub.drop(watcher)
+        await gateway.relay.reading.follow_interest()
+        return seen(sink)
+
+    jobs = [job for one in uploads for job in (live(one), watch(one), watch(one))]
+    for told in await asyncio.gather(*jobs):
+        if told is not None:
+            first = told[0][1]
+            assert [seq for _, seq in told] == list(range(first, 5))
+    await gateway.relay.reading.follow_interest()
+    assert set(gateway.tail.streams) == {gateway.canary.stream}
+
+
+async def test_the_canary_comes_back(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heartbeats arrive; when they do not, it is told, and the tail connects anew."""
+    monkeypatch.setattr(canary_module, "_EVERY_S", 0.05)
+    monkeypatch.setattr(canary_module, "_LATE_S", 0.5)
+    gateway = await start(folds=False)
+    async with alongside(gateway.canary.run(gateway.tail)):
+        await eventually(lambda: gateway.canary.age < 0.3, "it comes back")
+        assert not gateway.canary.is_late
+        gateway.tail.leave([gateway.canary.stream])  # as if what is written went elsewhere
+        await eventually(lambda: gateway.canary.is_late, "its absence is noticed")
+        gaps = relay_module.GAPS._value.get()
+        await eventually(lambda: relay_module.GAPS._value.get() > gaps, "states are re-read")
+        await gateway.relay.reading.start()
+        await eventually(lambda: not gateway.canary.is_late, "it is back")
+
+
+async def test_redis_restarts_under_load(tmp_path: Path) -> None:
+    """Redis is killed and started while events come: all have caught up within 2 s."""
+    server = RedisServer(tmp_path / "redis", aof=True)
+    with running(server):
+        async with AsyncExitStack() as stack:
+            redis = connect(server.url)
+            stack.push_async_callback(redis.aclose)
+            gateway = await started(stack, server.url, folds=True)
+            uploads, feed = [Told(at=None) for _ in range(50)], Feed(redis)
+            await feed.tell(*(one.created() for one in uploads))
+            sinks = []
+            for one in uploads:
+                watcher, sink = gateway.audience.watcher()
+                await gateway.relay.hub.subscribe(watcher, one.id)
+                sinks.append(sink)
+            for step in range(20):
+                await feed.tell(*(one.position(step + 1) for one in uploads))
+            server.kill()
+            await asyncio.sleep(1.5)  # retries have become as slow as they do
+            await asyncio.to_thread(server.start)
+            back_at = time.monotonic()
+            await redis.connection_pool.disconnect()
+            await feed.tell(*(one.completed() for one in uploads))
+            for sink in sinks:
+                await eventually(partial(_last_is, sink, 2), "the end of the upload")
+            assert time.monotonic() - back_at < 2

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import random
 import signal
-from collections.abc import AsyncIterator, Mapping
+import time
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 
 import pytest
 from redis.asyncio import Redis
 
-from shared.stream_tail import StreamTail
-from shared.streams import REDIS_FAILURES, Entry, command, pipelined
+from shared.stream_order import TailEntry
+from shared.stream_tail import Begin, StreamTail
+from shared.streams import REDIS_FAILURES, command, pipelined
 from tests.processes import RedisServer
 from tests.shared.conftest import ConnectTo, StartRedis
 from tests.shared.waiting import alongside, eventually
@@ -22,14 +26,17 @@ STREAMS = ("events:{p00}", "progress:{p00}")
 class Reader:
     """A tail that notes what it is told."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, begin: Begin | None = None) -> None:
         self.seen: dict[str, list[bytes]] = {key: [] for key in STREAMS}
         self.gaps = 0
-        self.tail = StreamTail(redis, STREAMS, on_entries=self._on_entries, on_gap=self._on_gap)
+        self.tail = StreamTail(
+            redis, on_entries=self._on_entries, on_gap=self._on_gap, begin=begin
+        )
 
-    def _on_entries(self, key: str, entries: list[Entry]) -> None:
+    def _on_entries(self, entries: list[TailEntry]) -> None:
         assert entries
-        self.seen[key] += [entry_id for entry_id, _ in entries]
+        for entry in entries:
+            self.seen[entry.stream].append(entry.id)
 
     def _on_gap(self) -> None:
         self.gaps += 1
@@ -109,7 +116,7 @@ async def test_no_entry_is_missed_while_the_tail_starts(
     writer = Writer(any_redis)
     async with writer.at_work():
         await eventually(lambda: writer.count > 20, "there is an older history")
-        await reader.tail.start()
+        await reader.tail.join(STREAMS)
         since = {key: len(writer.added[key]) for key in STREAMS}
         await eventually(lambda: writer.count > 120, "entries come before the first read")
         async with alongside(reader.tail.run()):
@@ -124,8 +131,9 @@ async def test_no_entry_is_missed_while_the_tail_starts(
 
 async def test_streams_need_not_exist(reader: Reader, any_redis: Redis) -> None:
     """The first entry of a stream is read like any other."""
-    await reader.tail.start()
+    await reader.tail.join(STREAMS)
     assert reader.tail.connected
+    assert set(reader.tail.streams) == set(STREAMS)
     async with alongside(reader.tail.run()):
         writer = Writer(any_redis)
         for key in STREAMS:
@@ -133,23 +141,28 @@ async def test_streams_need_not_exist(reader: Reader, any_redis: Redis) -> None:
         await caught_up(reader, writer, dict.fromkeys(STREAMS, 0))
 
 
-async def test_reading_begins_after_a_given_entry(reader: Reader, any_redis: Redis) -> None:
-    """A reader that knows how far it was goes on from there; other streams start at the end."""
+async def test_reading_begins_after_a_given_entry(
+    connect_to: ConnectTo, any_redis: Redis, any_redis_server: RedisServer
+) -> None:
+    """Who knows where each stream is complete has it read from there."""
     writer = Writer(any_redis)
     for _ in range(5):
         for key in STREAMS:
             await writer.add(key)
-    key, other = STREAMS
-    await reader.tail.start({key: writer.added[key][1]})
+
+    async def begin(streams: Collection[str]) -> dict[str, bytes]:
+        return {key: writer.added[key][1] for key in streams}
+
+    reader = Reader(connect_to(any_redis_server.url), begin)
+    await reader.tail.join(STREAMS)
     async with alongside(reader.tail.run()):
-        await writer.add(other)
-        await eventually(lambda: reader.seen[other], "the new entry is there")
-    assert reader.seen == {key: writer.added[key][2:], other: writer.added[other][5:]}
+        await caught_up(reader, writer, dict.fromkeys(STREAMS, 2))
+    assert reader.seen == {key: writer.added[key][2:] for key in STREAMS}
 
 
 async def test_a_long_backlog_is_read_to_its_end(reader: Reader, any_redis: Redis) -> None:
     """More entries than one read returns come in order, and in pieces."""
-    await reader.tail.start()
+    await reader.tail.join(STREAMS)
     ids = await pipelined(any_redis, [("XADD", STREAMS[0], "*", "d", "x")] * 2345)
     async with alongside(reader.tail.run()):
         await eventually(lambda: len(reader.seen[STREAMS[0]]) >= 2345, "all are read")
@@ -159,7 +172,7 @@ async def test_a_long_backlog_is_read_to_its_end(reader: Reader, any_redis: Redi
 async def test_a_killed_connection_loses_nothing(reader: Reader, any_redis: Redis) -> None:
     """The tail goes on where it was, and says that it was away."""
     writer = Writer(any_redis)
-    await reader.tail.start()
+    await reader.tail.join(STREAMS)
     async with writer.at_work(), alongside(reader.tail.run()):
         while reader.gaps < 3:  # a kill between two reads is made up for without a word
             count = writer.count
@@ -175,7 +188,7 @@ async def test_a_restarted_server_loses_nothing(
     """Redis dies and comes back with its data: all is read, and the gap is told."""
     server = start_redis(aof=True)
     reader, writer = Reader(connect_to(server.url)), Writer(connect_to(server.url))
-    await reader.tail.start()
+    await reader.tail.join(STREAMS)
     async with alongside(reader.tail.run()):
         async with writer.at_work():
             await eventually(lambda: writer.count > 50, "it works before")
@@ -195,7 +208,7 @@ async def test_a_hung_server_is_noticed(start_redis: StartRedis, connect_to: Con
     server = start_redis(aof=False)
     reader = Reader(connect_to(f"{server.url}?socket_timeout=1.2"))
     writer = Writer(connect_to(server.url))
-    await reader.tail.start()
+    await reader.tail.join(STREAMS)
     async with alongside(reader.tail.run()):
         await writer.add(STREAMS[0])
         await eventually(lambda: reader.seen[STREAMS[0]], "it works before")
@@ -213,7 +226,7 @@ async def test_a_wiped_stream_is_read_when_it_is_filled_again(
 ) -> None:
     """What is published again after a wipe is read from its first entry on."""
     writer = Writer(any_redis)
-    await reader.tail.start()
+    await reader.tail.join(STREAMS)
     async with alongside(reader.tail.run()):
         for round_ in range(3):
             await writer.add(STREAMS[0])
@@ -235,7 +248,7 @@ async def test_ids_that_go_backwards_are_noticed(reader: Reader, any_redis: Redi
 
     That happens when the clock of the Redis before was ahead, with no connection lost.
     """
-    await reader.tail.start()
+    await reader.tail.join(STREAMS)
     busy, key = STREAMS
     writer = Writer(any_redis)
     async with alongside(reader.tail.run()), writer.at_work(busy, pause_s=0.02):
@@ -256,7 +269,7 @@ async def test_a_server_that_lost_its_memory_is_followed(
     server = start_redis(aof=False)
     reader, writer = Reader(connect_to(server.url)), Writer(connect_to(server.url))
     key = STREAMS[0]
-    await reader.tail.start()
+    await reader.tail.join(STREAMS)
     async with alongside(reader.tail.run()):
         await command(connect_to(server.url), "XADD", key, FUTURE, "d", "x")
         await eventually(lambda: reader.seen[key] == [FUTURE], "it works before")
@@ -272,7 +285,7 @@ async def test_a_key_of_another_type_does_not_stop_the_tail(
     reader: Reader, any_redis: Redis
 ) -> None:
     """A refused read is tried again until the key is a stream."""
-    await reader.tail.start()
+    await reader.tail.join(STREAMS)
     await any_redis.set(STREAMS[0], "a string")
     async with alongside(reader.tail.run()):
         await eventually(lambda: not reader.tail.connected, "the refusal is noticed")
@@ -291,5 +304,118 @@ async def test_starting_without_redis_says_so(
     server.kill()
     reader = Reader(connect_to(server.url))
     with pytest.raises(REDIS_FAILURES):
-        await reader.tail.start()
+        await reader.tail.join(STREAMS)
     assert not reader.tail.connected
+
+
+async def test_a_join_does_not_wait_for_a_blocked_read(
+    reader: Reader, any_redis: Redis
+) -> None:
+    """While a read waits in Redis a stream is joined, and its next entry comes at once."""
+    quiet, key = STREAMS
+    await reader.tail.join([quiet])
+    writer = Writer(any_redis)
+    async with alongside(reader.tail.run()):
+        for _ in range(5):
+            await asyncio.sleep(0.1)  # the read waits in Redis
+            started = time.monotonic()
+            await reader.tail.join([key])
+            entry_id = await writer.add(key)
+            while entry_id not in reader.seen[key]:
+                assert time.monotonic() - started < 0.3
+                await asyncio.sleep(0.005)
+            reader.tail.leave([key])
+            assert list(reader.tail.streams) == [quiet]
+    assert reader.seen[key] == writer.added[key]
+    assert reader.gaps == 0
+
+
+async def test_joins_at_full_speed(reader: Reader, any_redis: Redis) -> None:
+    """Joined and left at random while producers write, each stay misses and doubles nothing.
+
+    A stay begins with the position that the join has fixed, whatever it interrupts.
+    """
+    chance = random.Random(4)
+    always, key = STREAMS
+    writer = Writer(any_redis)
+    await reader.tail.join([always])
+    async with writer.at_work(pause_s=0.0002), alongside(reader.tail.run()):
+        for _ in range(40):
+            await asyncio.sleep(chance.uniform(0, 0.004))
+            before = len(reader.seen[key])
+            await reader.tail.join([key])
+            since = len(writer.added[key])
+            await eventually(
+                lambda since=since: (
+                    writer.added[key][since : since + 1]  # type: ignore[misc]
+                    and writer.added[key][since] in reader.seen[key]
+                ),
+                "what follows the join is read",
+            )
+            await asyncio.sleep(chance.uniform(0, 0.004))
+            reader.tail.leave([key])
+            stay = reader.seen[key][before:]
+            first = writer.added[key].index(stay[0])
+            assert first <= since
+            assert stay == writer.added[key][first : first + len(stay)]
+    async with alongside(reader.tail.run()):
+        await eventually(
+            lambda: reader.seen[always][-1:] == writer.added[always][-1:], "all is read"
+        )
+    seen = reader.seen[always]
+    assert seen == writer.added[always][-len(seen) :]
+    assert reader.gaps == 0
+
+
+async def test_an_interrupted_connection_is_not_used_again(any_redis: Redis) -> None:
+    """A reply that comes after the interruption reaches nobody, whenever that strikes."""
+    chance = random.Random(11)
+    await any_redis.delete("answers")
+
+    async def wait() -> None:
+        async with asyncio.timeout(chance.uniform(0.0002, 0.003)):
+            await command(any_redis, "XREAD", "BLOCK", 5, "STREAMS", "answers", "0")
+
+    for number in range(300):
+        with contextlib.suppress(TimeoutError):
+            await wait()
+        assert await command(any_redis, "ECHO", str(number)) == str(number).encode()
+
+
+async def test_a_reader_that_is_overtaken_by_trimming_is_told(
+    reader: Reader, any_redis: Redis
+) -> None:
+    """Redis says nothing when it has trimmed past a position: the reader finds out."""
+    key = STREAMS[0]
+    await command(any_redis, "XADD", key, "1000-0", "d", "x")
+    await reader.tail.join([key])
+    for number in range(5000, 5010):
+        await command(any_redis, "XADD", key, f"{number}-0", "d", "x")
+    await command(any_redis, "XTRIM", key, "MINID", "5005-0")
+    async with alongside(reader.tail.run()):
+        await eventually(lambda: reader.seen[key][-1:] == [b"5009-0"], "the rest is read")
+    assert reader.gaps == 1
+
+
+async def test_reads_are_paced_under_load(
+    reader: Reader, any_redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However fast entries come, there are few reads a second, and none is late by much."""
+    calls: list[int] = []
+    told = reader._on_entries
+
+    def on_entries(entries: list[TailEntry]) -> None:
+        calls.append(len(entries))
+        told(entries)
+
+    monkeypatch.setattr(reader.tail, "_on_entries", on_entries)
+    writer = Writer(any_redis)
+    await reader.tail.join(STREAMS)
+    async with alongside(reader.tail.run()):
+        started = time.monotonic()
+        async with writer.at_work(pause_s=0):
+            await eventually(lambda: time.monotonic() - started > 2.5, "a while of load")
+        took = time.monotonic() - started
+        await caught_up(reader, writer, dict.fromkeys(STREAMS, 0))
+    assert len(calls) <= 20 + 20 * (took + 1)
+    assert max(calls) > 10
