@@ -46,6 +46,7 @@ __all__ = [
     "entries_of",
     "event_stream",
     "pack_positions",
+    "partition_in",
     "partition_of",
     "pipelined",
     "progress_stream",
@@ -141,6 +142,16 @@ def partition_of(upload_id: str, partitions: int) -> int:
 def event_stream(partition: int) -> str:
     """Return the key of a lifecycle stream."""
     return f"events:{{p{partition:02d}}}"
+
+
+def partition_in(stream: str) -> int:
+    """Return the partition that a key of either family is of.
+
+    Raises:
+        ValueError: It is no such key.
+
+    """
+    return int(stream.partition("{p")[2].removesuffix("}"))
 
 
 def progress_stream(partition: int) -> str:

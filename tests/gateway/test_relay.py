@@ -17,6 +17,7 @@ from services.gateway.dialects import protocol
 from services.gateway.projection import Projection
 from services.gateway.relay import GROUP, Relay
 from services.gateway.state import Change, ProgressState
+from shared.errors import NotFound
 from shared.stream_group import StreamGroup
 from shared.streams import (
     command,
@@ -81,6 +82,15 @@ async def start(any_redis_server: RedisServer) -> AsyncIterator[Start]:
 def seen(sink: Sink) -> list[tuple[str, int]]:
     """Return what has come, as pairs of change and seq."""
     return [(one["change"], one["seq"]) for one in sink.messages()]
+
+
+def counters(sink: Sink) -> list[tuple[int, int]]:
+    """Return how far upload and job were with each message."""
+    return [(one["seq"], one["job_seq"]) for one in sink.messages()]
+
+
+def _counted(sink: Sink, expected: list[tuple[int, int]]) -> bool:
+    return counters(sink) == expected
 
 
 async def test_from_stream_to_socket(start: Start, any_redis: Redis) -> None:
@@ -366,5 +376,58 @@ async def test_redis_dies_and_comes_back(kind: str, aof: bool, tmp_path: Path) -
                 await redis.connection_pool.disconnect()
                 # A producer's outbox brings back what Redis lacks, if need be all of it.
                 await feed.tell(*story[:count])
-                await eventually(partial(_last_is, sink, count), "the event after the outage")
-            assert [seq for _, seq in seen(sink)] == [1, 2, 3, 4]
+                expected = [(1, 0), (2, 0), (3, 0), (3, 1)][:count]
+                await eventually(
+                    partial(_counted, sink, expected), "the event after the outage"
+                )
+
+
+async def test_job_from_stream_to_socket(start: Start, any_redis: Redis) -> None:
+    """What workers write arrives at who watches the upload, and is recorded."""
+    gateway, told, feed = await start(), Told(at=None), Feed(any_redis)
+    await feed.tell(told.created(), told.completed(), told.queued())
+    watcher, sink = gateway.audience.watcher()
+    await gateway.relay.hub.subscribe(watcher, told.id)
+    await eventually(partial(_counted, sink, [(2, 1)]), "the snapshot")
+    await feed.tell(told.started())
+    await eventually(partial(_counted, sink, [(2, 1), (2, 2)]), "the start")
+    await feed.tell(told.processing(40))
+    await eventually(lambda: seen(sink)[-1][0] == "job_progress", "progress")
+    await feed.tell(told.processed(result={"rows": 7}))
+    await eventually(lambda: seen(sink)[-1][0] == "job_completed", "the end")
+
+    async def recorded() -> bool:
+        state = await gateway.projection.read(told.id)
+        return state is not None and state.result == {"rows": 7}
+
+    await eventually(recorded, "the result is recorded")
+
+
+async def test_a_missed_end_of_a_job_is_repaired(start: Start, any_redis: Redis) -> None:
+    """After a gap the processing of a finished upload is read again too."""
+    gateway, told, feed = await start(folds=False), Told(at=None), Feed(any_redis)
+    for one in (told.created(), told.completed()):
+        await gateway.projection.handle([entry(one)])
+    watcher, sink = gateway.audience.watcher()
+    await gateway.relay.hub.subscribe(watcher, told.id)
+    await feed.tell(told.position(5))
+    for one in (told.queued(), told.started(), told.processed()):
+        await gateway.projection.handle([entry(one)])  # and not heard by the tail
+    feed.lose(told.id)
+    await feed.tell(told.position(6))
+    await eventually(partial(_counted, sink, [(2, 0), (2, 3)]), "the end")
+
+
+async def test_upload_of_a_job(start: Start, any_redis: Redis) -> None:
+    """A job is found before its upload is recorded, and one that comes is awaited."""
+    gateway, told, later = await start(folds=False), Told(at=None), Told(at=None)
+    feed = Feed(any_redis)
+    await feed.tell(told.created())
+    assert await gateway.relay.upload_of_job(told.facts.job_id) == told.id
+    asking = asyncio.ensure_future(gateway.relay.upload_of_job(later.facts.job_id))
+    await gateway.projection.handle([entry(later.created())])
+    assert await asking == later.id
+    with pytest.raises(NotFound, match=r"^There is no such job\.$"):
+        await gateway.relay.upload_of_job("unknown")
+    with pytest.raises(NotFound):
+        await gateway.relay.upload_of_job("not:an:id")
