@@ -27,11 +27,13 @@ from redis.exceptions import RedisError
 from shared.events import (
     Bytes,
     JobProgress,
+    LifecycleEvent,
     MalformedEvent,
     Millis,
     Percent,
     Seq,
     UploadProgress,
+    encode,
 )
 
 __all__ = [
@@ -44,6 +46,7 @@ __all__ = [
     "command",
     "connect",
     "entries_of",
+    "event_entry",
     "event_stream",
     "pack_positions",
     "partition_in",
@@ -223,6 +226,17 @@ _decoder: Final = msgspec.json.Decoder(list[_Position])
 _job_decoder: Final = msgspec.json.Decoder(list[_JobPosition])
 ROWS: Final[Mapping[str, Any]] = {"d": list[_Position], "jd": list[_JobPosition]}
 """What the JSON in the fields of a progress entry is, for descriptions."""
+
+
+def event_entry(event: LifecycleEvent, partitions: int) -> Command:
+    """Return the command that puts an event on its stream.
+
+    Raises:
+        OverflowError, RecursionError, ValueError: It holds what JSON cannot say.
+
+    """
+    stream = event_stream(partition_of(event.upload_id, partitions))
+    return ("XADD", stream, "*", "i", event.upload_id, "d", encode(event))
 
 
 def pack_positions(
