@@ -229,12 +229,7 @@ ROWS: Final[Mapping[str, Any]] = {"d": list[_Position], "jd": list[_JobPosition]
 
 
 def event_entry(event: LifecycleEvent, partitions: int) -> Command:
-    """Return the command that puts an event on its stream.
-
-    Raises:
-        OverflowError, RecursionError, ValueError: It holds what JSON cannot say.
-
-    """
+    """Return the command that puts an event on its stream."""
     stream = event_stream(partition_of(event.upload_id, partitions))
     return ("XADD", stream, "*", "i", event.upload_id, "d", encode(event))
 

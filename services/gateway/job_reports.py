@@ -37,6 +37,8 @@ LARGEST_BODY: Final = 256 * 1024
 """Bytes of one request."""
 MOST_REPORTS: Final = 100
 """In one request."""
+_DEEPEST: Final = 32
+"""Levels of a result. Parsers give up at some hundreds."""
 _LARGEST: Final = 2**53 - 1
 """Beyond it not every language counts in whole numbers."""
 
@@ -133,12 +135,38 @@ def read_reports(body: bytes) -> list[JobReport]:
 
     """
     try:
-        reports = _decoder.decode(body)
+        read = _decoder.decode(body)
     except (msgspec.ValidationError, RecursionError) as exc:
         raise Unprocessable(f"{str(exc)[:300]}.") from exc
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+    except ValueError as exc:  # DecodeError is one, and so is a number of 5,000 digits
         raise InvalidRequest("The body is not JSON.") from exc
-    return reports if isinstance(reports, list) else [reports]
+    reports = read if isinstance(read, list) else [read]
+    for one in reports:
+        if isinstance(one, Completed):
+            _require_plain(one.result)
+    return reports
+
+
+def _require_plain(result: dict[str, Any]) -> None:
+    """Refuse a result that some reader on the way could not take in.
+
+    Raises:
+        Unprocessable: It is nested too deep, or has a number of more than 64 bits.
+
+    """
+    level: list[Any] = [result]
+    for _ in range(_DEEPEST):
+        below: list[Any] = []
+        for one in level:
+            if isinstance(one, dict):
+                below += one.values()
+            elif isinstance(one, list):
+                below += one
+            elif isinstance(one, int) and not -(2**63) <= one < 2**63:
+                raise Unprocessable("The result has a number of more than 64 bits.")
+        level = below
+    if level:
+        raise Unprocessable(f"The result is nested deeper than {_DEEPEST} levels.")
 
 
 def planned(seq: int, reports: Sequence[JobReport], *, is_over: bool) -> Plan:

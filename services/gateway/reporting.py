@@ -14,7 +14,7 @@ from weakref import WeakValueDictionary
 
 from redis.asyncio import Redis
 
-from services.gateway.errors import SequenceGap, Unprocessable
+from services.gateway.errors import SequenceGap
 from services.gateway.folding import counter_of
 from services.gateway.hub import UNKNOWN_WAIT_S
 from services.gateway.job_reports import (
@@ -77,7 +77,6 @@ class Reporting:
         Raises:
             NotFound: Nobody knows the job.
             SequenceGap, JobEnded: As for ``planned``; nothing was written.
-            Unprocessable: A result cannot be written down.
             Unavailable: Redis is away or refuses. What was written is known at the repeat.
 
         """
@@ -143,11 +142,8 @@ class Reporting:
 
     async def _write_events(self, events: Sequence[LifecycleEvent]) -> None:
         """Write one after another: none may get past one that was refused."""
-        try:
-            entries = [event_entry(one, self._partitions) for one in events]
-        except (OverflowError, RecursionError, ValueError) as exc:
-            raise Unprocessable("The result holds what cannot be written as JSON.") from exc
-        for event, entry in zip(events, entries, strict=True):
+        for event in events:
+            entry = event_entry(event, self._partitions)
             entry_id: bytes = await command(self._redis, *entry)
             # The group takes a moment to record it, and the next report may come before.
             partition = partition_of(event.upload_id, self._partitions)

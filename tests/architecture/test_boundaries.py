@@ -26,8 +26,10 @@ USED_BY_ONE: Final[Mapping[str, str]] = {
 PURE: Final = (
     "services.gateway.asyncapi",
     "services.gateway.dialects",
+    "services.gateway.folding",
     "services.gateway.hub",
     "services.gateway.keys",
+    "services.gateway.job_reports",
     "services.gateway.state",
     "services.ingest.checksums",
     "services.ingest.content_disposition",

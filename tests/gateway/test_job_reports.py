@@ -38,6 +38,11 @@ def body_of(value: object) -> bytes:
     return json.dumps(value).encode()
 
 
+def nested(levels: int) -> Any:
+    """Return an object with so many more below it."""
+    return {"a": nested(levels - 1)} if levels else {}
+
+
 def test_every_kind_is_read() -> None:
     """Each type has the members that it needs, alone or in a list."""
     sent: list[dict[str, Any]] = [
@@ -79,6 +84,9 @@ def test_no_json(body: bytes) -> None:
         {"type": "progress", "seq": 1, "progress": 5, "current": -1},
         {"type": "completed", "seq": 1, "result": [1]},
         {"type": "failed", "seq": 1, "error_code": 5},
+        {"type": "completed", "seq": 1, "result": {"n": [2**63]}},
+        {"type": "completed", "seq": 1, "result": {"n": -(2**63) - 1}},
+        {"type": "completed", "seq": 1, "result": nested(32)},
         [{"type": "queued", "seq": 1}, {"type": "queued"}],
         [{"type": "queued", "seq": 1}] * 101,
     ],
@@ -86,14 +94,21 @@ def test_no_json(body: bytes) -> None:
 )
 def test_no_report(value: object) -> None:
     """What is not as the description says is refused, with where it is wrong."""
-    with pytest.raises(Unprocessable, match=r"Expected|Invalid|missing") as refused:
+    with pytest.raises(Unprocessable, match=r"Expected|Invalid|missing|The result") as refused:
         read_reports(body_of(value))
     assert len(refused.value.message) < 310
 
 
-@pytest.mark.parametrize("result", [b"[" * 50_000, b'{"a":' * 50_000])
-def test_nested_without_end(result: bytes) -> None:
-    """A body that nests deeper than any parser goes is refused as all bad ones are."""
+def test_the_largest_result() -> None:
+    """What every reader can take in is taken."""
+    result = {"n": [2**63 - 1, -(2**63), 1.5, True, None], "deep": nested(29)}
+    sent = {"type": "completed", "seq": 1, "result": result}
+    assert read_reports(body_of(sent)) == [Completed(seq=1, result=result)]
+
+
+@pytest.mark.parametrize("result", [b"9" * 5000 + b"}}", b"[" * 50_000, b'{"a":' * 50_000])
+def test_without_end(result: bytes) -> None:
+    """Endless numbers and nesting beyond any parser are refused as all bad bodies are."""
     with pytest.raises((InvalidRequest, Unprocessable)):
         read_reports(b'{"type":"completed","seq":1,"result":{"a":' + result)
 
@@ -177,7 +192,8 @@ def test_retries_in_any_order(batches: list[list[int]]) -> None:
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_what_a_report_becomes(kind: str) -> None:
     """An event has what the worker says and the facts of its upload, and folds."""
-    told, more = Told(), {}
+    told = Told()
+    more: dict[str, Any] = {}
     if kind == "completed":
         more = {"result": {"rows": 3}}
     elif kind == "failed":
