@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from typing import Final
 from weakref import WeakValueDictionary
 
+from prometheus_client import Counter
 from redis.asyncio import Redis
 
 from services.gateway.errors import SequenceGap
-from services.gateway.folding import counter_of
 from services.gateway.hub import UNKNOWN_WAIT_S
 from services.gateway.job_reports import (
     JobReport,
@@ -25,7 +25,6 @@ from services.gateway.job_reports import (
     planned,
     position_of,
 )
-from services.gateway.log import merged_log
 from services.gateway.projection import Projection
 from services.gateway.relay import Relay
 from services.gateway.state import ProgressState
@@ -37,6 +36,9 @@ from shared.times import now_ms
 
 __all__ = ["Reporting"]
 
+REPORTS = Counter(
+    "gateway_job_reports_total", "Reports of workers, by what they were.", ["kind"]
+)
 _GAP_RETRY_S: Final = (0.01, 0.02, 0.05, 0.1)
 
 
@@ -85,6 +87,8 @@ class Reporting:
             plan = await self._write_in_turn(upload_id, job_id, reports)
         except REDIS_FAILURES as exc:
             raise Unavailable("The report cannot be kept right now. Repeat it.") from exc
+        REPORTS.labels("accepted").inc(plan.accepted)
+        REPORTS.labels("known").inc(plan.known)
         return Reported(
             job_id=job_id,
             upload_id=upload_id,
@@ -126,13 +130,15 @@ class Reporting:
     async def _events(self, state: ProgressState, plan: Plan) -> list[LifecycleEvent]:
         """Return the events with the facts of their upload: readers need nothing else."""
         upload_id = state.session_id
-        recorded = (await self._projection.log_of([upload_id]))[upload_id]
-        log = merged_log(recorded, self._relay.recent.logged(upload_id))
-        told = [one.event for one in log.entries]
-        of_upload = [one for one in told if not isinstance(one, JobEvent)] or told
-        if not of_upload:
+        told = self._relay.recent.logged(upload_id)
+        if all(isinstance(one.event, JobEvent) for one in told):
+            recorded = (await self._projection.log_of([upload_id]))[upload_id]
+            told = [*recorded.entries, *told]
+        if not told:
             raise NotFound("There is no such job.")
-        newest, now = max(of_upload, key=counter_of), now_ms()
+        # What the upload's own events say, or else what another worker was told of it.
+        newest = min((one.event for one in told), key=_preference)
+        now = now_ms()
         return [
             event_of(
                 one, upload_id=upload_id, facts=newest.upload, offset=newest.offset, now=now
@@ -148,3 +154,7 @@ class Reporting:
             # The group takes a moment to record it, and the next report may come before.
             partition = partition_of(event.upload_id, self._partitions)
             self._relay.recent.remember(event, entry_id, partition)
+
+
+def _preference(event: LifecycleEvent) -> tuple[bool, int]:
+    return isinstance(event, JobEvent), -event.seq

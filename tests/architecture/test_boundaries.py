@@ -30,6 +30,7 @@ PURE: Final = (
     "services.gateway.hub",
     "services.gateway.keys",
     "services.gateway.job_reports",
+    "services.gateway.log",
     "services.gateway.state",
     "services.ingest.checksums",
     "services.ingest.content_disposition",
