@@ -14,19 +14,21 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
+from services.gateway import internal
 from services.gateway.app import create_app
 from services.gateway.internal import ServiceTokens, create_reports_application
 from services.gateway.settings import Settings
 from shared.errors import StartupError
 from shared.serve import INTERNAL
 from shared.settings import load
-from tests.gateway.conftest import AUTHENTICATED, StartGateway
+from tests.gateway.conftest import AUTHENTICATED, StartGateway, faults
 from tests.gateway.feed import Feed
 from tests.gateway.samples import Told
 from tests.processes import ServiceProcess
 
 TOKEN: Final = "a-token-of-the-tests-long-enough"
 OTHER: Final = "another-one"
+JSON: Final = {"Content-Type": "application/json"}
 REPORT: Final = {"type": "queued", "seq": 1}
 Client = TestClient[web.Request, web.Application]
 
@@ -198,17 +200,34 @@ async def test_its_description(gateway: ServiceProcess, http: aiohttp.ClientSess
     assert routes - {"/internal/openapi.json"} == set(document["paths"])
 
 
-async def test_a_slow_body(gateway: ServiceProcess) -> None:
-    """A body that stops coming, or that breaks off, holds nobody up and is no fault."""
-    head = (
-        "POST /internal/v1/jobs/one/events HTTP/1.1\r\nHost: localhost\r\n"
-        "Content-Type: application/json\r\n"
-    )
-    for rest in ("Content-Length: 100\r\n\r\n{", "Transfer-Encoding: chunked\r\n\r\nzz\r\n"):
-        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.internal_port)
-        writer.write((head + rest).encode())
-        await writer.drain()
-        if "chunked" in rest:
-            assert b" 400 " in await reader.readline()
-        writer.close()
-        await writer.wait_closed()
+async def test_a_slow_body(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A body that stops coming is waited for only so long."""
+    monkeypatch.setattr(internal, "_BODY_S", 0.1)
+    never = asyncio.Event()
+
+    async def stalling() -> AsyncIterator[bytes]:
+        yield b"{"
+        await never.wait()
+
+    async with (
+        listener(INTERNAL_AUTH="mesh") as client,
+        client.post("/v1/jobs/one/events", data=stalling(), headers=JSON) as answer,
+    ):
+        assert answer.status == 400
+        assert (await answer.json())["detail"] == "The body did not come in time."
+
+
+@pytest.mark.parametrize(
+    "rest", [b"Content-Length: 9\r\n\r\n{", b"Transfer-Encoding: chunked\r\n\r\nzz\r\n"]
+)
+async def test_a_broken_body(gateway: ServiceProcess, rest: bytes) -> None:
+    """A body that breaks off, or is no body, is the sender's fault: the log stays clean."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.internal_port)
+    path = b"POST /internal/v1/jobs/one/events HTTP/1.1\r\nHost: localhost\r\n"
+    writer.write(path + b"Content-Type: application/json\r\n" + rest)
+    writer.write_eof()
+    answer = await reader.read()
+    assert answer == b"" or b" 400 " in answer.splitlines()[0]
+    writer.close()
+    await writer.wait_closed()
+    assert faults(gateway) == []
