@@ -17,7 +17,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from services.gateway.api import internal_document
+from services.gateway.internal_api import internal_document
 from shared.streams import connect
 from tests.gateway.conftest import EVENT_PARTITIONS
 from tests.gateway.feed import Feed
