@@ -23,7 +23,7 @@ local function write_job()
     write()
     return 1
   end
-  if known >= counter then return 0 end
+  if known > counter or (known == counter and counter > 0) then return 0 end
   local kept = {}
   if heard > tonumber(ARGV[4]) then -- a position came between reading and writing
     for _, name in ipairs({'job_progress', 'current', 'total'}) do

@@ -252,6 +252,11 @@ async def test_result_of_a_duplicate(projection: Projection) -> None:
     assert (await stored(projection, told.id)).result == RESULT
     await told_to(projection, told.stored())
     assert (await stored(projection, told.id)).result == RESULT
+    other = Told()
+    await told_to(projection, other.created(), other.processing(30))
+    await told_to(projection, other.duplicate(cached_result=RESULT))
+    state = await stored(projection, other.id)
+    assert (state.result, state.job_progress) == (RESULT, 30.0)
 
 
 @pytest.mark.parametrize("by", ["created", "queued"])

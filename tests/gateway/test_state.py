@@ -106,6 +106,16 @@ def test_end_is_the_same_in_any_order(life: list[Step], data: st.DataObject) -> 
     assert out_of_order.result == in_order.result
 
 
+def test_a_position_before_the_first_event_of_its_job() -> None:
+    """The two families have no common order: what the upload tells does not undo a position."""
+    told = Told()
+    state = None
+    for one in (told.created(), told.processing(30), told.duplicate(cached_result={"rows": 1})):
+        state = applied(state, one)
+    assert state is not None
+    assert (state.job_seq, state.job_progress, state.result) == (0, 30.0, {"rows": 1})
+
+
 @given(lives(), st.data())
 def test_the_halves_do_not_touch(life: list[Step], data: st.DataObject) -> None:
     """However the events of job and upload interleave, each half is as without the other."""
