@@ -38,6 +38,7 @@ __all__ = [
     "LifecycleEvent",
     "MalformedEvent",
     "Millis",
+    "Percent",
     "Seq",
     "UnknownEvent",
     "UploadCancelled",

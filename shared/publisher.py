@@ -28,7 +28,7 @@ from shared.events import JobEvent, JobProgress, LifecycleEvent, UploadProgress
 from shared.streams import (
     REDIS_FAILURES,
     Command,
-    event_stream,
+    event_entry,
     pack_positions,
     partition_of,
     pipelined,
@@ -223,11 +223,7 @@ class Publisher:
         self, lifecycle: list[LifecycleEvent], positions: list[UploadProgress | JobProgress]
     ) -> list[Any]:
         """Return Redis's replies, those to the events first; a refusal is among them."""
-        commands: list[Command] = []
-        for event in lifecycle:
-            stream = event_stream(partition_of(event.upload_id, self._partitions))
-            payload = events.encode(event)
-            commands.append(("XADD", stream, "*", "i", event.upload_id, "d", payload))
+        commands: list[Command] = [event_entry(event, self._partitions) for event in lifecycle]
         by_partition: dict[int, list[UploadProgress | JobProgress]] = {}
         for position in positions:
             number = partition_of(position.upload_id, self._partitions)

@@ -40,6 +40,7 @@ __all__ = [
     "AUTHENTICATOR",
     "CORS",
     "HEALTH",
+    "INTERNAL",
     "Command",
     "check_redis",
     "main",
@@ -53,6 +54,8 @@ log = structlog.stdlib.get_logger(__name__)
 AUTHENTICATOR: Final = web.AppKey("authenticator", Authenticator)
 CORS: Final = web.AppKey("cors", CorsSettings)
 HEALTH: Final = web.AppKey("health", Health)
+INTERNAL: Final = web.AppKey("internal", dict[str, web.Application])
+"""What services add to the internal listener, by the prefix of its paths."""
 
 _EXPOSED: Final = (
     *("X-Request-ID", "Retry-After", "ETag", "Content-Range", "Content-Disposition"),
@@ -91,6 +94,7 @@ def new_application(settings: CommonSettings) -> web.Application:
     app[AUTHENTICATOR] = auth
     app[CORS] = cors
     app[HEALTH] = Health()
+    app[INTERNAL] = {}
     add_api_routes(app)
     return app
 
@@ -133,10 +137,15 @@ async def serve(
         lingering_time=_LINGER_S,
         shutdown_timeout=settings.shutdown_timeout,
     )
+    inside = create_internal_application(app[HEALTH])
+    for prefix, part in app[INTERNAL].items():
+        inside.add_subapp(prefix, part)
     internal = web.AppRunner(
-        create_internal_application(app[HEALTH]),
+        inside,
         access_log=None,
         keepalive_timeout=_IDLE_S,
+        auto_decompress=False,
+        lingering_time=_LINGER_S,
         shutdown_timeout=1.0,
     )
     try:

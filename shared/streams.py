@@ -26,11 +26,13 @@ from shared import redis_cluster
 from shared.events import (
     Bytes,
     JobProgress,
+    LifecycleEvent,
     MalformedEvent,
     Millis,
     Percent,
     Seq,
     UploadProgress,
+    encode,
 )
 from shared.redis_urls import connect
 
@@ -44,9 +46,11 @@ __all__ = [
     "command",
     "connect",
     "entries_of",
+    "event_entry",
     "event_stream",
     "is_event_stream",
     "pack_positions",
+    "partition_in",
     "partition_of",
     "pipelined",
     "progress_stream",
@@ -136,6 +140,16 @@ def is_event_stream(key: str) -> bool:
     return key.startswith("events:")
 
 
+def partition_in(stream: str) -> int:
+    """Return the partition that a key of either family is of.
+
+    Raises:
+        ValueError: It is no such key.
+
+    """
+    return int(stream.partition("{p")[2].removesuffix("}"))
+
+
 def progress_stream(partition: int) -> str:
     """Return the key of a progress stream."""
     return f"progress:{{p{partition:02d}}}"
@@ -205,6 +219,12 @@ _decoder: Final = msgspec.json.Decoder(list[_Position])
 _job_decoder: Final = msgspec.json.Decoder(list[_JobPosition])
 ROWS: Final[Mapping[str, Any]] = {"d": list[_Position], "jd": list[_JobPosition]}
 """What the JSON in the fields of a progress entry is, for descriptions."""
+
+
+def event_entry(event: LifecycleEvent, partitions: int) -> Command:
+    """Return the command that puts an event on its stream."""
+    stream = event_stream(partition_of(event.upload_id, partitions))
+    return ("XADD", stream, "*", "i", event.upload_id, "d", encode(event))
 
 
 def pack_positions(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Final
 
 from aiohttp import web
 
@@ -11,11 +12,13 @@ from services.gateway.asyncapi_route import add_asyncapi_route
 from services.gateway.canary import Canary
 from services.gateway.cleaning import Cleaner, lock_s
 from services.gateway.dismissal import Dismissals
+from services.gateway.internal import create_reports_application
 from services.gateway.keys import Keys
 from services.gateway.listing import Listing
 from services.gateway.projection import Projection
 from services.gateway.reading import GROUP
 from services.gateway.relay import Relay
+from services.gateway.reporting import Reporting
 from services.gateway.rest import DISMISSALS, KEPT_S, LISTING, RELAY, add_rest_routes
 from services.gateway.sessions_index import SessionsIndex
 from services.gateway.settings import Settings
@@ -25,12 +28,17 @@ from services.gateway.upkeep import CLEANER, INDEX, add_upkeep_routes
 from shared.api_routes import API
 from shared.identity import TICKETS
 from shared.lifecycle import background
+from shared.publisher import Publisher
 from shared.redis_lock import RedisLock
-from shared.serve import AUTHENTICATOR, HEALTH, new_application
+from shared.serve import AUTHENTICATOR, HEALTH, INTERNAL, new_application
 from shared.stream_group import StreamGroup
 from shared.streams import connect, stream_names
 
 __all__ = ["create_app", "install"]
+
+_REPORTING: Final = web.AppKey("reporting", Reporting)
+_DRAIN_S: Final = 1.0
+"""How long the last progress of jobs is worth waiting for at the end."""
 
 
 def create_app(settings: Settings) -> web.Application:
@@ -72,7 +80,15 @@ def install(app: web.Application, settings: Settings) -> None:
         await group.prepare()
         await relay.reading.start()
         sockets = Sockets(relay, app[AUTHENTICATOR], settings)
+        publisher = Publisher(
+            redis,
+            partitions=settings.event_partitions,
+            interval_s=settings.progress_update_interval,
+        )
         app[RELAY] = relay
+        app[_REPORTING] = Reporting(
+            redis, relay, projection, publisher, partitions=settings.event_partitions
+        )
         app[SOCKETS] = sockets
         app[OFFICE] = app[TICKETS] = TicketOffice(redis, prefix=settings.progress_prefix)
         health = app[HEALTH]
@@ -86,10 +102,15 @@ def install(app: web.Application, settings: Settings) -> None:
             background("repair", relay.repair()),
             background("keepalive", sockets.keepalive.run()),
             background("cleaner", cleaner.run(lock, every_s=every_s)),
+            background("reports", publisher.run()),
         ):
             yield
+        await publisher.drain(_DRAIN_S)
         for client in (redis, tailing, grouping):
             await client.aclose()
+
+    def reporting() -> Reporting | None:
+        return None if app[HEALTH].draining else app[_REPORTING]
 
     async def say_goodbye(app: web.Application) -> None:
         await app[SOCKETS].close_all()
@@ -102,6 +123,7 @@ def install(app: web.Application, settings: Settings) -> None:
     add_asyncapi_route(app.router, dialects.ALL if settings.websocket_enabled else ())
     app[API].add(api.ASYNCAPI)
     add_upkeep_routes(app.router)
+    app[INTERNAL]["/internal"] = create_reports_application(settings, reporting)
     add_rest_routes(app.router)
     app[API].add(api.PROGRESS)
     add_ticket_route(app.router)

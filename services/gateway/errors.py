@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from shared.errors import InvalidRequest, NotFound
+from shared.errors import ApiError, Conflict, InvalidRequest, NotFound
 
-__all__ = ["InvalidStatus", "ProgressNotFound"]
+__all__ = [
+    "InvalidStatus",
+    "JobEnded",
+    "NotJson",
+    "ProgressNotFound",
+    "SequenceGap",
+    "Unprocessable",
+]
 
 
 class ProgressNotFound(NotFound):
@@ -23,3 +30,27 @@ class InvalidStatus(InvalidRequest):
     """
 
     error_code, title = "INVALID_STATUS", "Invalid status for deletion"
+
+
+class NotJson(ApiError):
+    """The body is not declared as plain JSON. Send it as ``application/json``."""
+
+    status, error_code, title = 415, "UNSUPPORTED_MEDIA_TYPE", "Unsupported media type"
+
+
+class Unprocessable(ApiError):
+    """The body is JSON, but not what is asked for; the text says where. Do not repeat it."""
+
+    status, error_code, title = 422, "INVALID_REPORT", "Unprocessable content"
+
+
+class SequenceGap(Conflict):
+    """A report before this one has not come. Send those from ``details.expected`` on."""
+
+    error_code = "SEQUENCE_GAP"
+
+
+class JobEnded(Conflict):
+    """The job has ended; nothing follows that."""
+
+    error_code = "JOB_ENDED"

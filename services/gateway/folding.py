@@ -121,10 +121,14 @@ def fold(state: ProgressState | None, event: LifecycleEvent) -> ProgressState | 
 
 def _with_job_of(source: ProgressState, target: ProgressState) -> ProgressState:
     """Return ``target`` with what ``source`` knows of the job."""
-    if not source.job_seq:  # a duplicate's result is known without a job
-        return msgspec.structs.replace(target, result=target.result or source.result)
-    known = {name: getattr(source, name) for name in _JOB_HALF}
+    known = {name: getattr(source, name) for name in _JOB_HALF if _is_of_job(source, name)}
     return msgspec.structs.replace(target, **known)
+
+
+def _is_of_job(state: ProgressState, name: str) -> bool:
+    if name == "result":  # that of a duplicate is known without a job
+        return state.result is not None
+    return state.job_version > (0, 0)  # a position may come before the first event
 
 
 def merged(one: ProgressState, other: ProgressState) -> ProgressState:

@@ -268,13 +268,16 @@ class Hub:
         return watcher in self._followers.get(_owner(watcher), ())
 
     def unfinished(self, *, before: int | None = None) -> list[str]:
-        """Return the watched uploads that are not over; silent since ``before`` (UTC, ms)."""
+        """Return the watched uploads that something may still be told of.
+
+        Args:
+            before: Only those whose upload or job has begun and been silent since (UTC, ms).
+
+        """
         return [
             topic.upload_id
             for topic in self._topics.values()
-            if topic.state is not None
-            and not topic.state.is_over
-            and (before is None or topic.state.last_updated < before)
+            if topic.state is not None and _may_change(topic.state, before)
         ]
 
     def _topic(self, upload_id: str) -> Topic:
@@ -303,6 +306,14 @@ class Hub:
         if unwatched and self._topics.pop(topic.upload_id, None) is not None:
             self._interest.unwatch(topic.upload_id)
             WATCHED.set(len(self._topics))
+
+
+def _may_change(state: ProgressState, before: int | None) -> bool:
+    if not state.is_over:
+        return before is None or state.last_updated < before
+    if state.status != "completed" or state.job_is_over:
+        return False
+    return before is None or (state.job_seq > 0 and (state.job_updated or 0) < before)
 
 
 def _owner(watcher: Watcher) -> tuple[str, str]:

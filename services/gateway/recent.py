@@ -8,21 +8,24 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from services.gateway.folding import counter_of, fold
+from services.gateway.log import Logged
 from services.gateway.state import ProgressState
-from shared.events import JobEvent, LifecycleEvent
+from shared.events import JobEvent, LifecycleEvent, UploadFacts
 
 __all__ = ["Recent"]
 
 _KEEP_S: Final = 120.0
 _LIMIT: Final = 50_000
 _LIMIT_OF_ONE: Final = 16
-"""Events of one upload; the newest are kept. It has about ten in its life."""
+"""Events of one upload, and as many of its job; the newest are kept. There are about ten."""
+_NOWHERE: Final = b""
 
 
 class _Remembered(NamedTuple):
     at: float
     owner: tuple[str, str]
-    events: list[LifecycleEvent]
+    job_id: str
+    events: list[Logged]
 
 
 class Recent:
@@ -40,21 +43,31 @@ class Recent:
         self._count = 0
         self._uploads: Final[OrderedDict[str, _Remembered]] = OrderedDict()
         self._by_owner: Final[dict[tuple[str, str], set[str]]] = {}
+        self._by_job: Final[dict[str, str]] = {}
 
     def __len__(self) -> int:
         """Return how many events are remembered."""
         return self._count
 
-    def remember(self, event: LifecycleEvent) -> None:
-        """Keep an event unless it is known; forget those that are too old or too many."""
+    def remember(
+        self, event: LifecycleEvent, entry_id: bytes = _NOWHERE, partition: int = 0
+    ) -> None:
+        """Keep an event unless it is known; forget those that are too old or too many.
+
+        Args:
+            event: As it was read.
+            entry_id: Of its entry on the stream; empty while it was not read from there.
+            partition: Of that stream.
+
+        """
         now = time.monotonic()
         owner = (event.upload.tenant, event.upload.user_id)
         known = self._forget(event.upload_id)
         told = known.events if known is not None else []
-        if all(counter_of(one) != counter_of(event) for one in told):
-            told = sorted([*told, event], key=counter_of)[-_LIMIT_OF_ONE:]
-        self._uploads[event.upload_id] = _Remembered(now, owner, told)
+        told = _with(told, Logged(entry_id, partition, event))
+        self._uploads[event.upload_id] = _Remembered(now, owner, event.upload.job_id, told)
         self._by_owner.setdefault(owner, set()).add(event.upload_id)
+        self._by_job[event.upload.job_id] = event.upload_id
         self._count += len(told)
         while self._uploads:
             oldest = next(iter(self._uploads))
@@ -70,7 +83,22 @@ class Recent:
             of_owner.discard(upload_id)
             if not of_owner:
                 del self._by_owner[known.owner]
+            self._by_job.pop(known.job_id, None)
         return known
+
+    def of_job(self, job_id: str) -> str | None:
+        """Return the upload that a job processes, if it is remembered."""
+        return self._by_job.get(job_id)
+
+    def logged(self, upload_id: str) -> list[Logged]:
+        """Return the remembered events of an upload that were read from the stream."""
+        known = self._uploads.get(upload_id)
+        return [one for one in known.events if one.entry_id] if known is not None else []
+
+    def facts_of(self, upload_id: str) -> UploadFacts | None:
+        """Return what the newest remembered event says of an upload."""
+        known = self._uploads.get(upload_id)
+        return known.events[-1].event.upload if known is not None else None
 
     def of(self, *, tenant: str, user_id: str) -> Iterable[str]:
         """Return the uploads of a user that are remembered."""
@@ -79,13 +107,27 @@ class Recent:
     def is_ahead_of(self, upload_id: str, seq: int) -> bool:
         """Whether the upload itself has an event that comes after ``seq``."""
         known = self._uploads.get(upload_id)
-        told = known.events if known is not None else ()
+        told = (one.event for one in known.events) if known is not None else ()
         return any(one.seq > seq and not isinstance(one, JobEvent) for one in told)
 
     def newer(self, upload_id: str, recorded: ProgressState | None) -> ProgressState | None:
         """Return what is recorded with what is remembered and newer folded in."""
         known = self._uploads.get(upload_id)
         state = recorded
-        for event in known.events if known is not None else ():
-            state = fold(state, event) or state
+        for one in known.events if known is not None else ():
+            state = fold(state, one.event) or state
         return state
+
+
+def _with(told: list[Logged], one: Logged) -> list[Logged]:
+    """Return the events with one more, in their own order; of a repeat, the first copy."""
+    counter = counter_of(one.event)
+    for at, known in enumerate(told):
+        if counter_of(known.event) == counter:
+            if not known.entry_id:
+                told[at] = one
+            return told
+    told = sorted([*told, one], key=lambda each: counter_of(each.event))
+    of_job = [each for each in told if isinstance(each.event, JobEvent)]
+    of_upload = [each for each in told if not isinstance(each.event, JobEvent)]
+    return of_upload[-_LIMIT_OF_ONE:] + of_job[-_LIMIT_OF_ONE:]

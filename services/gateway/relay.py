@@ -41,6 +41,7 @@ from shared.stream_order import TailEntry
 from shared.streams import (
     REDIS_FAILURES,
     is_event_stream,
+    partition_in,
     read_ids,
     unpack_job_positions,
     unpack_positions,
@@ -87,7 +88,7 @@ class Relay:
         self._projection: Final = projection
         self.canary: Final = canary
         self._interest: Final = Interest(partitions=partitions)
-        self._recent: Final = Recent()
+        self.recent: Final = Recent()
         self._numbers: Final[dict[tuple[str, bytes], int]] = {}
         self._gap: Final = asyncio.Event()
         self.hub: Final = Hub(self.load, self._interest)
@@ -103,21 +104,21 @@ class Relay:
     async def load(self, upload_id: str) -> ProgressState | None:
         """Return the newest that is known of an upload; what follows is read from then on."""
         await self.reading.of(upload_id)
-        return self._recent.newer(upload_id, await self._projection.read(upload_id))
+        return self.recent.newer(upload_id, await self._projection.read(upload_id))
 
     def recent_of(self, user_id: str, tenant: str) -> Iterable[str]:
         """Return the uploads of a user of which something was heard in the last minutes."""
-        return self._recent.of(tenant=tenant, user_id=user_id)
+        return self.recent.of(tenant=tenant, user_id=user_id)
 
     def is_ahead_of(self, upload_id: str, seq: int) -> bool:
         """Whether something was heard of an upload that comes after ``seq``."""
-        return self._recent.is_ahead_of(upload_id, seq)
+        return self.recent.is_ahead_of(upload_id, seq)
 
     async def load_all(self, upload_ids: Iterable[str]) -> dict[str, ProgressState]:
         """Return the newest that is known of uploads; unknown ones are left out."""
         ids = list(upload_ids)
         found = await self._projection.read_all(ids)
-        newest = {one: self._recent.newer(one, found.get(one)) for one in ids}
+        newest = {one: self.recent.newer(one, found.get(one)) for one in ids}
         return {one: state for one, state in newest.items() if state is not None}
 
     async def upload_of(self, session_id: str, caller: Principal) -> str:
@@ -155,6 +156,23 @@ class Relay:
             await asyncio.sleep(_NAME_RETRY_S)
         raise NotFound("There is no such upload.")
 
+    async def upload_of_job(self, job_id: str) -> str:
+        """Return the upload that a job processes, waiting for one that is just being made.
+
+        Raises:
+            NotFound: Nobody knows the job.
+
+        """
+        deadline = asyncio.get_running_loop().time() + UNKNOWN_WAIT_S
+        while ID_FORM.fullmatch(job_id):
+            found = self.recent.of_job(job_id) or await self._projection.upload_of_job(job_id)
+            if found is not None:
+                return found
+            if asyncio.get_running_loop().time() >= deadline:
+                break
+            await asyncio.sleep(_NAME_RETRY_S)
+        raise NotFound("There is no such job.")
+
     async def sessions_of(self, caller: Principal) -> list[ProgressState]:
         """Return the caller's sessions, newest first, as of the moment of returning."""
         await self.reading.of_all()
@@ -163,7 +181,7 @@ class Relay:
         recent = self.recent_of(caller.user_id, caller.tenant)
         own |= await self._projection.read_all([one for one in recent if one not in own])
         for upload_id in self.recent_of(caller.user_id, caller.tenant):
-            newer = self._recent.newer(upload_id, own.get(upload_id))
+            newer = self.recent.newer(upload_id, own.get(upload_id))
             if newer is not None:
                 own[upload_id] = newer
         alive = [one for one in own.values() if one.status != "deleted"]
@@ -202,7 +220,7 @@ class Relay:
         require_writable(event)
         _EVENTS.inc()
         AGE.observe(max(now_ms() - event.at, 0) / 1000)
-        self._recent.remember(event)
+        self.recent.remember(event, entry_id, partition_in(stream))
         self.hub.publish(event)
 
     def _on_positions(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Annotated, Final, Literal, TypeAlias
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
 import msgspec
 from aiohttp import web
@@ -59,6 +59,10 @@ _STATUS: Final[Mapping[str, _Status]] = {
     "error": "error",
     "completed": "completed",
 }
+_JobStatus: TypeAlias = Literal["queued", "in_progress", "completed", "failed"]
+_JOB_STATUS: Final[Mapping[str, _JobStatus]] = {
+    one: one for one in ("queued", "in_progress", "completed", "failed")
+}
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,6 +90,18 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     started_at: Timestamp
     last_updated: Timestamp
     completed_at: Timestamp | None
+    job_id: Annotated[str | None, msgspec.Meta(description="Of the processing that follows")]
+    job_status: Annotated[
+        _JobStatus | None, msgspec.Meta(description="`null` until a worker is heard")
+    ]
+    stage: Annotated[str | None, msgspec.Meta(description="What the worker does, as it says")]
+    job_progress: Annotated[float | None, msgspec.Meta(description="Percent of the processing")]
+    message: Annotated[str | None, msgspec.Meta(description="The worker's last word")]
+    current: Annotated[int | None, msgspec.Meta(description="Rows, or frames, of `total`")]
+    total: int | None
+    result: Annotated[
+        dict[str, Any] | None, msgspec.Meta(description="What the processing found")
+    ]
 
 
 class Session(msgspec.Struct, frozen=True, kw_only=True):
@@ -257,4 +273,12 @@ def progress_of(state: ProgressState) -> Progress:
         started_at=rfc3339(state.started_at),
         last_updated=rfc3339(state.last_updated),
         completed_at=None if state.completed_at is None else rfc3339(state.completed_at),
+        job_id=state.job_id,
+        job_status=_JOB_STATUS.get(state.job_status or ""),
+        stage=state.stage,
+        job_progress=state.job_progress,
+        message=state.message,
+        current=state.current,
+        total=state.total,
+        result=state.result,
     )

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 
 from shared.settings import CommonSettings
+from shared.token_bucket import LIMIT_FORM
 
 __all__ = ["Settings"]
+
+
+_TokenEntry: TypeAlias = Annotated[
+    str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{1,64}:[0-9a-f]{64}$")
+]
 
 
 class Settings(CommonSettings, frozen=True, kw_only=True):
@@ -39,3 +45,26 @@ class Settings(CommonSettings, frozen=True, kw_only=True):
         float,
         msgspec.Meta(gt=0, description="seconds between two rounds of cleaning up progress"),
     ] = 300
+    internal_auth: Annotated[
+        Literal["auto", "token", "mesh"],
+        msgspec.Meta(
+            description="who may report on jobs at INTERNAL_BIND: `mesh` = whoever the mesh in "
+            "front lets through; `auto` = a token is needed, unless INTERNAL_BIND is loopback "
+            "and there are none"
+        ),
+    ] = "auto"
+    internal_tokens: Annotated[
+        tuple[_TokenEntry, ...],
+        msgspec.Meta(
+            description="tokens of workers, comma-separated, each `name:` and the SHA-256 of "
+            "the token in hex",
+            extra={"secret": True},
+        ),
+    ] = ()
+    rate_limit_jobs: Annotated[
+        str,
+        msgspec.Meta(
+            pattern=LIMIT_FORM,
+            description="reports on jobs, of one service, such as `5/s burst 9`",
+        ),
+    ] = "500/s burst 5000"

@@ -27,9 +27,12 @@ USED_BY_ONE: Final[Mapping[str, str]] = {
 PURE: Final = (
     "services.gateway.asyncapi",
     "services.gateway.dialects",
+    "services.gateway.folding",
     "services.gateway.hub",
     "services.gateway.interest",
+    "services.gateway.job_reports",
     "services.gateway.keys",
+    "services.gateway.log",
     "services.gateway.state",
     "services.ingest.checksums",
     "services.ingest.content_disposition",

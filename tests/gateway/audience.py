@@ -36,7 +36,8 @@ class Plain(Dialect):
         if change in self._silent:
             return None
         about = {"id": state.session_id, "change": change.value, "seq": state.seq}
-        return json.dumps({**about, "bytes": state.bytes_uploaded}).encode()
+        more = {"bytes": state.bytes_uploaded, "job_seq": state.job_seq}
+        return json.dumps({**about, **more}).encode()
 
     def parse(self, text: str) -> Message:
         """Nobody says anything here."""

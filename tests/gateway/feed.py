@@ -8,7 +8,7 @@ from typing import Final
 from redis.asyncio import Redis
 
 from shared import events
-from shared.events import LifecycleEvent, UploadProgress
+from shared.events import JobProgress, LifecycleEvent, UploadProgress
 from shared.stream_group import GroupEntry
 from shared.streams import (
     Command,
@@ -24,20 +24,21 @@ __all__ = ["PARTITIONS", "Feed", "entry"]
 
 PARTITIONS: Final = 2
 
-Told = LifecycleEvent | UploadProgress
+Position = UploadProgress | JobProgress
+Told = LifecycleEvent | Position
 
 
-def entry(*told: Told) -> GroupEntry:
+def entry(*told: Told, entry_id: bytes = b"1-0") -> GroupEntry:
     """Return one entry: of one lifecycle event, or of positions."""
     first = told[0]
     partition = partition_of(first.upload_id, PARTITIONS)
-    if not isinstance(first, UploadProgress):
+    if not isinstance(first, Position):
         fields = {b"i": first.upload_id.encode(), b"d": events.encode(first)}
-        return GroupEntry(event_stream(partition), b"1-0", fields)
-    positions = [one for one in told if isinstance(one, UploadProgress)]
+        return GroupEntry(event_stream(partition), entry_id, fields)
+    positions = [one for one in told if isinstance(one, Position)]
     packed = pack_positions("test", 1, positions)
     flat = [part if isinstance(part, bytes) else str(part).encode() for part in packed]
-    return GroupEntry(progress_stream(partition), b"1-0", flat_dict(flat))
+    return GroupEntry(progress_stream(partition), entry_id, flat_dict(flat))
 
 
 class Feed:
@@ -53,17 +54,17 @@ class Feed:
         found: list[bytes] = await pipelined(self._redis, map(self._command, told))
         return found
 
-    async def tell_together(self, *positions: UploadProgress) -> None:
+    async def tell_together(self, *positions: Position) -> None:
         """Add one entry with all positions, which are of one partition."""
         await pipelined(self._redis, [self._entry(positions)])
 
     def _command(self, told: Told) -> Command:
-        if isinstance(told, UploadProgress):
+        if isinstance(told, Position):
             return self._entry([told])
         stream = event_stream(partition_of(told.upload_id, self._partitions))
         return ("XADD", stream, "*", "i", told.upload_id, "d", events.encode(told))
 
-    def _entry(self, positions: Sequence[UploadProgress]) -> Command:
+    def _entry(self, positions: Sequence[Position]) -> Command:
         partition = partition_of(positions[0].upload_id, self._partitions)
         self._numbers[partition] += 1
         fields = pack_positions("test", self._numbers[partition], positions)

@@ -470,17 +470,20 @@ async def test_correct() -> None:
 
 
 async def test_unfinished() -> None:
-    """Uploads that are watched and not over can be read again, all or the silent ones."""
+    """Uploads whose upload or job may go on can be read again, all or the silent ones."""
     stage = Stage()
-    quiet, busy, over = Told(), Told(), Told()
-    for one in (quiet, busy, over):
+    quiet, busy, failed, whole, begun, over = (Told() for _ in range(6))
+    for one in (quiet, busy, failed, whole, begun, over):
         stage.records.record(one.created())
         watcher, _ = stage.watcher()
         await stage.hub.subscribe(watcher, one.id)
-    newest = busy.position(5)
-    stage.tell(newest, over.completed())
-    assert set(stage.hub.unfinished()) == {quiet.id, busy.id}
+    newest, begins = busy.position(5), begun.queued()
+    stage.tell(newest, failed.failed(), whole.completed(), begun.completed(), begins)
+    stage.tell(over.completed(), over.processed())
+    assert set(stage.hub.unfinished()) == {quiet.id, busy.id, whole.id, begun.id}
     assert stage.hub.unfinished(before=newest.at) == [quiet.id]
+    assert set(stage.hub.unfinished(before=begins.at)) == {quiet.id, busy.id}
+    assert set(stage.hub.unfinished(before=begins.at + 1)) == {quiet.id, busy.id, begun.id}
 
 
 async def test_followers_let_finished_uploads_go() -> None:

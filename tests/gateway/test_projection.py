@@ -10,18 +10,19 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from services.gateway.folding import fold
-from services.gateway.projection import Projection
+from services.gateway.folding import fold, move
+from services.gateway.projection import Projection, _Folded
 from services.gateway.state import ProgressState
-from shared.events import LifecycleEvent, MalformedEvent, UnknownEvent, UploadProgress
+from shared.events import LifecycleEvent, MalformedEvent, UnknownEvent
 from shared.stream_group import GroupEntry, StreamGroup
 from shared.streams import command, connect, stream_names
-from tests.gateway.feed import PARTITIONS, Feed, entry
+from tests.gateway.feed import PARTITIONS, Feed, Position, entry
 from tests.gateway.samples import START, Told
 from tests.processes import RedisServer
 from tests.shared.waiting import alongside, eventually
 
 PREFIX = "upload_progress"
+RESULT = {"rows": 10}
 TTL_S = 3600
 
 
@@ -36,7 +37,7 @@ def projection(any_redis: Redis) -> Projection:
     return projection_on(any_redis)
 
 
-async def told_to(projection: Projection, *told: LifecycleEvent | UploadProgress) -> None:
+async def told_to(projection: Projection, *told: LifecycleEvent | Position) -> None:
     """Hand the events over one by one."""
     for one in told:
         await projection.handle([entry(one)])
@@ -49,6 +50,15 @@ async def stored(projection: Projection, upload_id: str) -> ProgressState:
     return state
 
 
+def applied(
+    state: ProgressState | None, told: LifecycleEvent | Position
+) -> ProgressState | None:
+    """Return what folding makes of a state."""
+    if isinstance(told, Position):
+        return state if state is None else move(state, told) or state
+    return fold(state, told) or state
+
+
 async def calls(redis: Redis, name: str) -> int:
     """Return how often a command has been called."""
     stats: dict[str, Any] = await redis.info("commandstats")
@@ -59,14 +69,23 @@ async def test_what_is_told_is_recorded(projection: Projection) -> None:
     """After each event the record is what folding makes of it."""
     told = Told()
     state = None
-    for event in (told.created(), told.completed(), told.stored(), told.queued()):
+    events = (
+        *(told.created(), told.completed(), told.queued(), told.stored(), told.started()),
+        *(
+            told.processing(40, message="rows", current=4, total=10),
+            told.processed(result=RESULT),
+        ),
+    )
+    for event in events:
         await told_to(projection, event)
-        state = fold(state, event)
+        state = applied(state, event)
         assert await projection.read(told.id) == state
+    assert state is not None
+    assert (state.job_status, state.result) == ("completed", RESULT)
 
 
 async def test_a_batch_writes_once_an_upload(any_redis: Redis) -> None:
-    """However many events of an upload a batch has, its record is written once."""
+    """However many events of an upload a batch has, each half of it is written once."""
     projection, uploads = projection_on(any_redis), [Told() for _ in range(5)]
     await told_to(projection, Told().created())  # the script is known from here on
     before = await calls(any_redis, "evalsha")
@@ -74,11 +93,19 @@ async def test_a_batch_writes_once_an_upload(any_redis: Redis) -> None:
     batch += [entry(*(one.position(n) for one in uploads)) for n in range(20)]
     batch += [entry(one.completed()) for one in uploads[:2]]
     batch += [entry(one.stored()) for one in uploads[:2]]
+    batch += [entry(one.queued()) for one in uploads[:2]]
+    batch += [entry(*(one.processing(n) for one in uploads[:2])) for n in range(20)]
     await projection.handle(batch)
-    assert await calls(any_redis, "evalsha") == before + 5
+    logs, upload_halves, job_halves = 5, 5, 2
+    assert await calls(any_redis, "evalsha") == before + logs + upload_halves + job_halves
+    moving = [entry(*(one.position(n) for one in uploads[2:])) for n in range(20, 40)]
+    moving += [entry(*(one.processing(n) for one in uploads[:2])) for n in range(20, 40)]
+    await projection.handle(moving)
+    assert await calls(any_redis, "evalsha") == before + 12 + 5
     states = await projection.read_all(one.id for one in uploads)
     assert [states[one.id].status for one in uploads] == ["completed"] * 2 + ["uploading"] * 3
-    assert [states[one.id].bytes_uploaded for one in uploads[2:]] == [19] * 3
+    assert [states[one.id].bytes_uploaded for one in uploads[2:]] == [39] * 3
+    assert [states[one.id].job_progress for one in uploads[:2]] == [39.0] * 2
 
 
 async def test_furthest_position_of_a_batch(projection: Projection) -> None:
@@ -114,7 +141,7 @@ async def test_repeated_events_change_nothing(any_redis: Redis) -> None:
     assert await any_redis.hgetall(key) == before
 
 
-@pytest.mark.parametrize("first", ["stored", "queued", "deleted"])
+@pytest.mark.parametrize("first", ["stored", "deleted"])
 async def test_a_completion_that_comes_late(projection: Projection, first: str) -> None:
     """What only the completion tells is kept when another member was faster with the rest."""
     told = Told()
@@ -133,12 +160,113 @@ async def test_a_late_completion_within_a_batch(projection: Projection) -> None:
     """A batch may bring what is late and what is new of one upload at once."""
     told = Told()
     created, completed = told.created(), told.completed()
-    stored_at, queued = told.stored(), told.queued()
+    stored_at, deleted, queued = told.stored(), told.deleted(), told.queued()
     await told_to(projection, created, stored_at)
-    await projection.handle([entry(queued), entry(completed)])
+    await projection.handle([entry(deleted), entry(queued), entry(completed)])
     state = await stored(projection, told.id)
-    assert (state.seq, state.completed_at) == (4, completed.at)
+    assert (state.seq, state.job_seq, state.completed_at) == (4, 1, completed.at)
     assert state.redirect_url is not None
+
+
+async def test_a_job_known_before_its_upload(projection: Projection) -> None:
+    """After a loss a job's event may be all there is: it makes a record that the rest fills."""
+    told = Told()
+    created, completed = told.created(), told.completed()
+    await told_to(projection, told.queued(), told.started(), told.processing(30))
+    state = await stored(projection, told.id)
+    assert (state.seq, state.status, state.user_id) == (0, "completed", "ada")
+    assert (state.job_seq, state.job_status, state.job_progress) == (2, "in_progress", 30.0)
+    assert [one.session_id for one in await projection.sessions_of("ada")] == [told.id]
+    await told_to(projection, created, completed)
+    state = await stored(projection, told.id)
+    assert (state.seq, state.job_seq, state.completed_at) == (2, 2, completed.at)
+    assert state.redirect_url is not None
+
+
+async def test_a_job_tells_nothing_of_an_upload_that_is_known(any_redis: Redis) -> None:
+    """A member that has not seen the record does not end an upload by folding a job's event."""
+    projection, told = projection_on(any_redis), Told()
+    await told_to(projection, told.created())
+    blind = fold(None, told.queued())
+    assert blind is not None
+    await projection._run(
+        projection._writes(_Folded(None, blind, None, moved=False, job_moved_at=0))
+    )
+    state = await stored(projection, told.id)
+    assert (state.seq, state.status, state.completed_at) == (1, "uploading", None)
+    assert state.job_status == "queued"
+
+
+async def test_the_end_of_a_job_stays(projection: Projection) -> None:
+    """Whatever comes after a job's end, of job or upload, leaves result and status alone."""
+    told = Told()
+    await told_to(projection, told.created(), told.completed(), told.queued())
+    late = told.started()
+    await told_to(projection, told.processed(result=RESULT), late, told.broken())
+    await told_to(projection, told.processing(5), told.stored())
+    state = await stored(projection, told.id)
+    assert (state.job_seq, state.job_status, state.result) == (3, "completed", RESULT)
+    assert (state.seq, state.job_progress) == (3, 100.0)
+
+
+async def test_job_progress_never_goes_back(any_redis: Redis) -> None:
+    """A member that read before another one wrote a job's position does not undo it."""
+    projection, told = projection_on(any_redis), Told()
+    await told_to(projection, told.created(), told.completed(), told.queued())
+    stale = await stored(projection, told.id)
+    await told_to(projection, told.processing(80, current=8, total=10))
+    started = fold(stale, told.started())
+    assert started is not None
+    behind = move(stale, told.processing(10, seq=1))
+    assert behind is not None
+    for kind, state in (("job_position", behind), ("job", started), ("job_position", behind)):
+        await projection._run([projection._write_job(kind, state, stale.job_updated or 0)])
+    state = await stored(projection, told.id)
+    assert (state.job_seq, state.job_status) == (2, "in_progress")
+    assert (state.job_progress, state.current, state.total) == (80.0, 8, 10)
+    assert state.job_updated == told.processing(80).at
+
+
+async def test_halves_leave_each_other_alone(any_redis: Redis) -> None:
+    """A member whose reading of the other half is stale does not write that half back."""
+    projection, told = projection_on(any_redis), Told()
+    await told_to(projection, told.created(), told.completed())
+    stale = await stored(projection, told.id)
+    await told_to(projection, told.queued(), told.stored())
+    upload, job = fold(stale, told.deleted()), fold(stale, told.started())
+    assert upload is not None
+    assert job is not None
+    await projection._run([projection._write_upload("upload", upload)])
+    await projection._run([projection._write_job("job", job, 0)])
+    state = await stored(projection, told.id)
+    assert (state.seq, state.status, state.job_seq, state.job_status) == (
+        *(4, "deleted"),
+        *(2, "in_progress"),
+    )
+
+
+async def test_result_of_a_duplicate(projection: Projection) -> None:
+    """What the original's processing found is recorded though the duplicate has no job yet."""
+    told = Told()
+    await told_to(projection, told.created(), told.duplicate(cached_result=RESULT))
+    assert (await stored(projection, told.id)).result == RESULT
+    await told_to(projection, told.stored())
+    assert (await stored(projection, told.id)).result == RESULT
+    other = Told()
+    await told_to(projection, other.created(), other.processing(30))
+    await told_to(projection, other.duplicate(cached_result=RESULT))
+    state = await stored(projection, other.id)
+    assert (state.result, state.job_progress) == (RESULT, 30.0)
+
+
+@pytest.mark.parametrize("by", ["created", "queued"])
+async def test_upload_of_a_job(any_redis: Redis, by: str) -> None:
+    """A job leads to its upload from the first event on, whichever that is."""
+    projection, told = projection_on(any_redis), Told()
+    assert await projection.upload_of_job(told.facts.job_id) is None
+    await told_to(projection, getattr(told, by)())
+    assert await projection.upload_of_job(told.facts.job_id) == told.id
+    assert await projection.upload_of_job("someone:else") is None
 
 
 async def test_bytes_never_go_back(any_redis: Redis) -> None:
@@ -150,7 +278,7 @@ async def test_bytes_never_go_back(any_redis: Redis) -> None:
     failed = fold(stale, told.failed())
     assert failed is not None
     assert failed.bytes_uploaded == 500
-    await projection._run(projection._record(failed))
+    await projection._run(projection._record(failed))  # as it would with a stale reading
     state = await stored(projection, told.id)
     assert (state.status, state.bytes_uploaded) == ("error", 900)
     percentage = await command(any_redis, "HGET", f"{PREFIX}:{told.id}", "percentage")
@@ -164,8 +292,10 @@ async def test_two_members_at_once(any_redis_server: RedisServer) -> None:
     batches: list[list[GroupEntry]] = []
     for one in uploads:
         story: list[Any] = [one.created(), *(one.position(n) for n in range(1, 8))]
-        story += [one.completed(), one.stored(), one.queued()]
-        batches += [[entry(event) for event in story[at : at + 2]] for at in range(0, 11, 2)]
+        story += [one.completed(), one.queued(), one.stored(), one.started()]
+        story += [one.processing(n) for n in (10, 30, 60, 90)]
+        story += [one.processed(result=RESULT) if chance.random() < 0.5 else one.broken()]
+        batches += [[entry(event) for event in story[at : at + 2]] for at in range(0, 17, 2)]
     batches += chance.sample(batches, 20)
     chance.shuffle(batches)
     async with AsyncExitStack() as stack:
@@ -188,11 +318,16 @@ async def test_two_members_at_once(any_redis_server: RedisServer) -> None:
                     assert state.bytes_uploaded >= before.bytes_uploaded
                     assert state.percentage >= before.percentage
                     assert before.status == "uploading" or state.status == before.status
+                    assert state.job_version >= before.job_version
+                    assert not before.job_is_over or state.job_status == before.job_status
                     last[key] = state
 
         await asyncio.gather(work(members[0]), work(members[1]), look())
         for state in (await looking.read_all(one.id for one in uploads)).values():
-            assert (state.seq, state.status, state.percentage) == (4, "completed", 100.0)
+            assert (state.seq, state.status, state.percentage) == (3, "completed", 100.0)
+            assert state.job_seq == 3
+            assert state.job_is_over
+            assert (state.result == RESULT) == (state.job_status == "completed")
             assert state.redirect_url is not None
             assert state.completed_at == START + 1000
 
@@ -231,11 +366,19 @@ async def test_members_of_a_real_group(any_redis_server: RedisServer, any_redis:
 
 
 async def test_life_of_the_keys(any_redis: Redis) -> None:
-    """Record and user's set live as long as the setting says, counted anew by each event."""
+    """A record and all beside it live as the setting says, counted anew by each event."""
     projection, told = projection_on(any_redis), Told()
-    keys = (f"{PREFIX}:{told.id}", f"{PREFIX}:user:ada")
+    key = f"{PREFIX}:{told.id}"
+    keys = (key, f"{key}:log", f"{PREFIX}:job:{told.facts.job_id}", f"{PREFIX}:user:ada")
     await told_to(projection, told.created())
-    for more in (told.position(5), told.completed()):
+    rest = (
+        told.position(5),
+        told.completed(),
+        told.queued(),
+        told.processing(5),
+        told.broken(),
+    )
+    for more in rest:
         for key in keys:
             assert TTL_S - 10 < await any_redis.ttl(key) <= TTL_S
             await any_redis.expire(key, 100)
@@ -250,8 +393,10 @@ async def test_deletion(any_redis: Redis) -> None:
     created, completed = told.created(), told.completed()
     await told_to(projection, created, completed, told.deleted())
     await told_to(projection, created, completed)
+    await told_to(projection, told.queued(), told.processing(5))
     assert (await stored(projection, told.id)).status == "deleted"
     assert 0 < await any_redis.ttl(f"{PREFIX}:{told.id}") <= 60
+    assert 0 < await any_redis.ttl(f"{PREFIX}:{told.id}:log") <= 60
     assert await projection.sessions_of("ada") == []
 
 

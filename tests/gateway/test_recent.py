@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.gateway.folding import fold
+from services.gateway.log import Logged
 from services.gateway.recent import Recent
 from tests.gateway.samples import EVE, Told
 
@@ -74,12 +75,16 @@ def test_events_are_bounded() -> None:
 def test_one_upload_cannot_take_all_the_room() -> None:
     """Of an upload with endless events the newest are kept."""
     told, recent = Told(), Recent()
+    recent.remember(told.created())
     for _ in range(100):
         recent.remember(told.queued())
-    assert len(recent) == 16
+    assert len(recent) == 17
+    for _ in range(100):
+        recent.remember(told.stored())
+    assert len(recent) == 32
     state = recent.newer(told.id, None)
     assert state is not None
-    assert state.seq == 100
+    assert (state.seq, state.job_seq) == (101, 100)
 
 
 def test_uploads_of_an_owner() -> None:
@@ -92,3 +97,27 @@ def test_uploads_of_an_owner() -> None:
     recent.remember(other.completed())
     assert recent.of(tenant="acme", user_id="ada") == ()
     assert recent.of(tenant="acme", user_id="eve") == (other.id,)
+
+
+def test_upload_of_a_job() -> None:
+    """A job leads to its upload for as long as that is remembered."""
+    one, other, recent = Told(), Told(), Recent(limit=2)
+    recent.remember(one.created())
+    recent.remember(one.completed())
+    assert recent.of_job(one.facts.job_id) == one.id
+    recent.remember(other.queued())
+    assert recent.of_job(one.facts.job_id) is None
+    assert recent.of_job(other.facts.job_id) == other.id
+
+
+def test_places_of_events() -> None:
+    """Each event stands where its first copy was read; one that was not read has no place."""
+    told, recent = Told(), Recent()
+    created, queued = told.created(), told.queued()
+    recent.remember(created, b"5-1", 3)
+    recent.remember(created, b"9-0", 3)
+    recent.remember(queued)
+    assert recent.logged(told.id) == [Logged(b"5-1", 3, created)]
+    recent.remember(queued, b"6-0", 3)
+    assert recent.logged(told.id) == [Logged(b"5-1", 3, created), Logged(b"6-0", 3, queued)]
+    assert recent.logged("unknown") == []

@@ -95,6 +95,15 @@ def seen(sink: Sink) -> list[tuple[str, int]]:
     return [(one["change"], one["seq"]) for one in sink.messages()]
 
 
+def counters(sink: Sink) -> list[tuple[int, int]]:
+    """Return how far upload and job were with each message."""
+    return [(one["seq"], one["job_seq"]) for one in sink.messages()]
+
+
+def _counted(sink: Sink, expected: list[tuple[int, int]]) -> bool:
+    return counters(sink) == expected
+
+
 async def test_from_stream_to_socket(start: Start, any_redis: Redis) -> None:
     """What producers write arrives at who watches, in order."""
     gateway, told, feed = await start(), Told(at=None), Feed(any_redis)
@@ -378,8 +387,10 @@ async def test_redis_dies_and_comes_back(kind: str, aof: bool, tmp_path: Path) -
                 await redis.connection_pool.disconnect()
                 # A producer's outbox brings back what Redis lacks, if need be all of it.
                 await feed.tell(*story[:count])
-                await eventually(partial(_last_is, sink, count), "the event after the outage")
-            assert [seq for _, seq in seen(sink)] == [1, 2, 3, 4]
+                expected = [(1, 0), (2, 0), (3, 0), (3, 1)][:count]
+                await eventually(
+                    partial(_counted, sink, expected), "the event after the outage"
+                )
 
 
 async def test_only_what_is_watched_is_read(start: Start, any_redis: Redis) -> None:
@@ -481,3 +492,55 @@ async def test_redis_restarts_under_load(tmp_path: Path) -> None:
             for sink in sinks:
                 await eventually(partial(_last_is, sink, 2), "the end of the upload")
             assert time.monotonic() - back_at < 2
+
+
+async def test_job_from_stream_to_socket(start: Start, any_redis: Redis) -> None:
+    """What workers write arrives at who watches the upload, and is recorded."""
+    gateway, told, feed = await start(), Told(at=None), Feed(any_redis)
+    await feed.tell(told.created(), told.completed(), told.queued())
+    watcher, sink = gateway.audience.watcher()
+    await gateway.relay.hub.subscribe(watcher, told.id)
+    await eventually(lambda: counters(sink)[-1:] == [(2, 1)], "the state, or what led to it")
+    await feed.tell(told.started())
+    await eventually(lambda: counters(sink)[-2:] == [(2, 1), (2, 2)], "the start")
+    await feed.tell(told.processing(40))
+    await eventually(lambda: seen(sink)[-1][0] == "job_progress", "progress")
+    await feed.tell(told.processed(result={"rows": 7}))
+    await eventually(lambda: seen(sink)[-1][0] == "job_completed", "the end")
+
+    async def recorded() -> bool:
+        state = await gateway.projection.read(told.id)
+        return state is not None and state.result == {"rows": 7}
+
+    await eventually(recorded, "the result is recorded")
+
+
+async def test_a_missed_end_of_a_job_is_repaired(start: Start, any_redis: Redis) -> None:
+    """After a gap the processing of a finished upload is read again too."""
+    gateway, told, feed = await start(folds=False), Told(at=None), Feed(any_redis)
+    for one in (told.created(), told.completed()):
+        await gateway.projection.handle([entry(one)])
+    watcher, sink = gateway.audience.watcher()
+    await gateway.relay.hub.subscribe(watcher, told.id)
+    await feed.tell(told.position(5))
+    for one in (told.queued(), told.started(), told.processed()):
+        await gateway.projection.handle([entry(one)])  # and not heard by the tail
+    feed.lose(told.id)
+    await feed.tell(told.position(6))
+    await eventually(partial(_counted, sink, [(2, 0), (2, 3)]), "the end")
+
+
+async def test_upload_of_a_job(start: Start, any_redis: Redis) -> None:
+    """A job is found before its upload is recorded, and one that comes is awaited."""
+    gateway, told, later = await start(folds=False), Told(at=None), Told(at=None)
+    feed = Feed(any_redis)
+    await gateway.relay.reading.of_all()
+    await feed.tell(told.created())
+    assert await gateway.relay.upload_of_job(told.facts.job_id) == told.id
+    asking = asyncio.ensure_future(gateway.relay.upload_of_job(later.facts.job_id))
+    await gateway.projection.handle([entry(later.created())])
+    assert await asking == later.id
+    with pytest.raises(NotFound, match=r"^There is no such job\.$"):
+        await gateway.relay.upload_of_job("unknown")
+    with pytest.raises(NotFound):
+        await gateway.relay.upload_of_job("not:an:id")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +22,9 @@ from tests.processes import RedisServer, ServiceProcess, running
 from tests.shared.waiting import eventually
 
 PATH: Final = "/v1/dashboard/upload/progress"
+JOB_FIELDS: Final = (
+    *("job_status", "stage", "job_progress", "message", "current", "total", "result"),
+)
 
 
 @pytest.fixture
@@ -85,6 +89,8 @@ async def test_uploading(
         "started_at": "2025-01-01T12:00:00Z",
         "last_updated": "2025-01-01T12:00:01Z",
         "completed_at": None,
+        "job_id": told.facts.job_id,
+        **dict.fromkeys(JOB_FIELDS),
     }
 
 
@@ -100,6 +106,35 @@ async def test_completed(
     assert body["redirect_url"] == f"/dashboard/videos/{told.id}/results"
     assert body["completed_at"] == "2025-01-01T12:00:01Z"
     assert body["estimated_completion"] is None
+
+
+async def test_processing(
+    gateway: ServiceProcess, http: aiohttp.ClientSession, feed: Feed, caller: Principal
+) -> None:
+    """What the worker tells stands beside the upload, to its end (contract/4)."""
+    told = Told(owner=caller)
+    await feed.tell(told.created(), told.completed(), told.queued())
+    await feed.tell(told.started(stage="validating"))
+    await feed.tell(told.processing(40, message="rows", current=4, total=10))
+
+    async def processing(status: str, progress: float) -> Any:
+        _, body = await read(http, gateway, told.id, caller)
+        reached = (body["job_status"], body["job_progress"]) == (status, progress)
+        return {name: body[name] for name in JOB_FIELDS} if reached else None
+
+    under_way = partial(processing, "in_progress", 40.0)
+    assert await eventually(under_way, "the position") == {
+        "job_status": "in_progress",
+        "stage": "validating",
+        "job_progress": 40.0,
+        "message": "rows",
+        "current": 4,
+        "total": 10,
+        "result": None,
+    }
+    await feed.tell(told.processed(result={"rows": 10}))
+    done = await eventually(partial(processing, "completed", 100.0), "the end")
+    assert done["result"] == {"rows": 10}
 
 
 @pytest.mark.parametrize("end", ["failed", "cancelled", "expired"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 import pytest
@@ -14,17 +14,25 @@ from hypothesis import strategies as st
 
 from services.gateway.dialects import ALL
 from services.gateway.folding import fold, move, require_writable
-from services.gateway.record import from_fields, to_fields
+from services.gateway.record import JOB_FIELDS, from_fields, to_fields
 from services.gateway.state import Change, ProgressState
-from shared.events import LifecycleEvent, MalformedEvent, UploadProgress
+from shared.events import (
+    JobEvent,
+    JobProgress,
+    LifecycleEvent,
+    MalformedEvent,
+    UploadProgress,
+)
+from tests.gateway.feed import Position
 from tests.gateway.samples import SIZE, START, Told
 
 SIZES = st.one_of(st.none(), st.integers(0, 10), st.integers(0, 2**50))
 LATEST_MS = 250_000_000_000_000
+Step: TypeAlias = LifecycleEvent | Position
 
 
 @st.composite
-def lives(draw: st.DrawFn) -> list[LifecycleEvent | UploadProgress]:
+def lives(draw: st.DrawFn) -> list[Step]:
     """Return all that is told of one upload, in order."""
     size = draw(SIZES)
     told = Told("one", size=size)
@@ -38,26 +46,32 @@ def lives(draw: st.DrawFn) -> list[LifecycleEvent | UploadProgress]:
         "cancelled": lambda: [told.cancelled(offset=safe)],
         "expired": lambda: [told.expired()],
         "duplicate": lambda: [told.duplicate(), told.stored()],
-        "completed": lambda: [told.completed(), told.stored(), told.queued()],
+        "completed": lambda: [told.completed(), told.stored(), *processing_of(draw, told)],
+        "processed": lambda: [told.completed(), *processing_of(draw, told), told.stored()],
         "deleted": lambda: [told.completed(), told.stored(), told.deleted()],
     }
     return told_of + ends[draw(st.sampled_from(sorted(ends)))]()
 
 
-def applied(
-    state: ProgressState | None, told: LifecycleEvent | UploadProgress
-) -> ProgressState | None:
+def processing_of(draw: st.DrawFn, told: Told) -> list[Any]:
+    """Return what is told of a job, from nothing to its end."""
+    steps = draw(st.lists(st.integers(0, 100), max_size=4))
+    told_of: list[Any] = [told.queued()]
+    told_of += [told.started(stage="reading"), *map(told.processing, sorted(steps))]
+    told_of += [draw(st.sampled_from([told.processed, told.broken]))()]
+    return told_of[: draw(st.integers(0, len(told_of)))]
+
+
+def applied(state: ProgressState | None, told: Step) -> ProgressState | None:
     """Return what fold or move makes of a state."""
-    if not isinstance(told, UploadProgress):
+    if not isinstance(told, Position):
         return fold(state, told) or state
     return state if state is None else move(state, told) or state
 
 
 @given(lives(), st.data())
-def test_never_goes_backwards(
-    life: list[LifecycleEvent | UploadProgress], data: st.DataObject
-) -> None:
-    """In any order, with repeats, neither seq nor bytes nor percentage ever decrease."""
+def test_never_goes_backwards(life: list[Step], data: st.DataObject) -> None:
+    """In any order, with repeats, neither counter nor bytes nor percentage ever decrease."""
     shuffled = data.draw(st.permutations(life + life))
     state: ProgressState | None = None
     for told in shuffled:
@@ -67,13 +81,13 @@ def test_never_goes_backwards(
             assert after.seq >= state.seq
             assert after.bytes_uploaded >= state.bytes_uploaded
             assert after.percentage >= state.percentage
+            assert after.job_version >= state.job_version
+            assert not state.job_is_over or after.job_status == state.job_status
         state = after
 
 
 @given(lives(), st.data())
-def test_end_is_the_same_in_any_order(
-    life: list[LifecycleEvent | UploadProgress], data: st.DataObject
-) -> None:
+def test_end_is_the_same_in_any_order(life: list[Step], data: st.DataObject) -> None:
     """Once all lifecycle events have been seen, their order has made no difference."""
     shuffled = data.draw(st.permutations(life + life))
     in_order = out_of_order = None
@@ -87,12 +101,46 @@ def test_end_is_the_same_in_any_order(
     assert out_of_order.status == in_order.status
     assert out_of_order.video_id == in_order.video_id
     assert out_of_order.error_message == in_order.error_message
+    assert out_of_order.job_seq == in_order.job_seq
+    assert out_of_order.job_status == in_order.job_status
+    assert out_of_order.result == in_order.result
+
+
+def test_a_position_before_the_first_event_of_its_job() -> None:
+    """The two families have no common order: what the upload tells does not undo a position."""
+    told = Told()
+    state = None
+    for one in (told.created(), told.processing(30), told.duplicate(cached_result={"rows": 1})):
+        state = applied(state, one)
+    assert state is not None
+    assert (state.job_seq, state.job_progress, state.result) == (0, 30.0, {"rows": 1})
+
+
+@given(lives(), st.data())
+def test_the_halves_do_not_touch(life: list[Step], data: st.DataObject) -> None:
+    """However the events of job and upload interleave, each half is as without the other."""
+    of_job = [one for one in life if isinstance(one, JobEvent | JobProgress)]
+    of_upload = [one for one in life if one not in of_job]
+    turns = data.draw(st.permutations([True] * len(of_job) + [False] * len(of_upload)))
+    jobs, uploads = iter(of_job), iter(of_upload)
+    # The first event makes the state; without one a job's event would, from its facts.
+    mixed = upload_alone = both_alone = applied(None, next(uploads))
+    turns.remove(False)
+    for turn in turns:
+        mixed = applied(mixed, next(jobs if turn else uploads))
+    for told in life[1:]:
+        upload_alone = upload_alone if told in of_job else applied(upload_alone, told)
+        both_alone = applied(both_alone, told)
+    assert mixed is not None
+    assert upload_alone is not None
+    assert both_alone is not None
+    for name, text in to_fields(mixed).items():
+        expected = both_alone if name in JOB_FIELDS else upload_alone
+        assert text == to_fields(expected)[name]
 
 
 @given(lives(), st.integers(0, 2**50), st.integers(0, LATEST_MS))
-def test_a_position_never_follows_the_end(
-    life: list[LifecycleEvent | UploadProgress], offset: int, at: int
-) -> None:
+def test_a_position_never_follows_the_end(life: list[Step], offset: int, at: int) -> None:
     """Once an upload is over, no position, however far or late, changes anything."""
     state: ProgressState | None = None
     for told in life:
@@ -104,7 +152,7 @@ def test_a_position_never_follows_the_end(
 
 @given(lives())
 def test_whole_percentage_means_complete(
-    life: list[LifecycleEvent | UploadProgress],
+    life: list[Step],
 ) -> None:
     """100.0 is reached exactly with completion, even when all bytes are there before it."""
     state: ProgressState | None = None
@@ -193,7 +241,7 @@ def test_a_position_at_the_same_byte_tells_that_the_upload_rests() -> None:
     ),
 )
 def test_speed_and_estimate_are_always_finite(
-    life: list[LifecycleEvent | UploadProgress],
+    life: list[Step],
     positions: list[tuple[int, float, int, int | None]],
 ) -> None:
     """Whatever a producer claims, clients get a finite speed and an estimate or none."""
@@ -230,7 +278,7 @@ def as_stored(fields: dict[str, str]) -> dict[bytes, bytes]:
 
 
 @given(lives())
-def test_round_trip(life: list[LifecycleEvent | UploadProgress]) -> None:
+def test_round_trip(life: list[Step]) -> None:
     """A state survives its way through the hash in Redis."""
     state: ProgressState | None = None
     for told in life:

@@ -49,6 +49,7 @@ class Everything:
     def __init__(self, folder: Path, env: Mapping[str, str] = {}) -> None:
         self.port: Final = free_port()
         self.url: Final = f"http://127.0.0.1:{self.port}"
+        self.internal_port: Final = free_port()
         self.data_dir: Final = folder / "data"
         self.home: Final = folder / "home"
         self.home.mkdir(exist_ok=True)
@@ -59,7 +60,7 @@ class Everything:
             "HOME": str(self.home),
             "DATA_DIR": str(self.data_dir),
             "PUBLIC_BIND": f"127.0.0.1:{self.port}",
-            "INTERNAL_BIND": f"127.0.0.1:{free_port()}",
+            "INTERNAL_BIND": f"127.0.0.1:{self.internal_port}",
             **env,
         }
         self._process: subprocess.Popen[bytes] | None = None
@@ -395,6 +396,25 @@ def test_foreign_host(shared_everything: Everything, host: str, status: int) -> 
 
     assert get.status == status
     assert post.status == (201 if status == 404 else 403)
+
+
+def test_a_worker_reports(shared_everything: Everything) -> None:
+    """With nothing set a worker on the same machine can report on the job of an upload."""
+    one = shared_everything
+    progress = f"{one.url}/v1/dashboard/upload/progress/{one.upload(b'1,2')}"
+    job_id = json.loads(ask("GET", progress).body)["job_id"]
+    inside = f"http://127.0.0.1:{one.internal_port}/internal/v1/jobs/{job_id}/events"
+    story = [
+        {"type": "started", "seq": 1},
+        {"type": "completed", "seq": 2, "result": {"rows": 1}},
+    ]
+
+    answer = ask(
+        "POST", inside, {"Content-Type": "application/json"}, json.dumps(story).encode()
+    )
+
+    assert (answer.status, json.loads(answer.body)["accepted"]) == (202, 2)
+    wait_until(lambda: b'"rows":1' in ask("GET", progress).body, "the result is told")
 
 
 @pytest.fixture(scope="module")
