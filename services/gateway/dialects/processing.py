@@ -1,0 +1,119 @@
+"""Dialect *processing*: what happens to one uploaded file (seed document 003).
+
+Everybody of a tenant may watch the tenant's uploads (003:30). Where the document is silent: a
+job that waits is ``pending``; what has failed has the status ``failed``, then comes the
+``error``; and a client that is late gets the last status, and the results or the error again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+
+from services.gateway.dialects.protocol import Dialect, Ping, Request, Told
+from services.gateway.state import Change, ProgressState, tells_of_processing
+from shared.identity import Principal
+
+__all__ = ["Processing"]
+
+_encoder: Final = msgspec.json.Encoder()
+
+_NAMES: Final = {"queued": "pending", "in_progress": "processing"}
+"""States of a job that this document calls otherwise."""
+_MESSAGES: Final = {
+    "pending": "Waiting for processing",
+    "validating": "Validating",
+    "processing": "Processing",
+    "completed": "Upload processing complete!",
+}
+
+
+class Processing(Dialect):
+    """``{"type":"status"|"progress"|"error"|"complete"|"pong"|"authenticated",…}``."""
+
+    name = "processing"
+    paths = ("/ws/processing/{upload_id}", "/ws/processing/{upload_id}/")
+    whole_tenant = True
+    says_authenticated = True
+
+    def encode(
+        self, change: Change, state: ProgressState, told: Told | None = None
+    ) -> tuple[bytes, ...] | None:
+        """Return the status where it changes, the progress, and how it has ended.
+
+        Status and end come together, as the helpers of the document send them (003:88).
+        """
+        if not tells_of_processing(change, state):
+            return None
+        if change is Change.JOB_PROGRESS:
+            return (_progress(state),)
+        if change is Change.JOB_STAGE:
+            return _status(state), _progress(state)
+        if state.processing == "completed":
+            return _status(state), _complete(state)
+        if state.processing == "failed":
+            return _status(state), _error(state)
+        return (_status(state),)
+
+    def request(self, kind: str, fields: Mapping[str, Any]) -> Request | None:
+        """Return a ping with the timestamp that its answer repeats, whatever it is."""
+        if kind == "ping":
+            return Ping({"timestamp": fields.get("timestamp")})
+        return None
+
+    def reply(
+        self, kind: str, *, subject: str, caller: Principal | None, data: dict[str, Any]
+    ) -> bytes:
+        """Return an answer: its type, and what it says."""
+        more = {"details": ""} if kind == "error" else {}
+        return _encoder.encode({"type": kind, **more, **data})
+
+
+def _status(state: ProgressState) -> bytes:
+    status = _NAMES.get(state.processing, state.processing)
+    if status == "processing" and state.stage == "validating":
+        status = "validating"
+    if status == "failed":
+        message = state.processing_trouble
+    else:
+        message = state.message or _MESSAGES[status]
+    done = status == "completed"
+    return _encoder.encode(
+        {
+            "type": "status",
+            "status": status,
+            "message": message,
+            "progress": 100.0 if done else state.job_progress or 0.0,
+            "rows_processed": state.current or 0,
+            "total_rows": state.total or 0,
+            "stage": state.stage,
+        }
+    )
+
+
+def _progress(state: ProgressState) -> bytes:
+    return _encoder.encode(
+        {
+            "type": "progress",
+            "percent": state.job_progress or 0.0,
+            "message": state.message or "",
+            "current": state.current or 0,
+            "total": state.total or 0,
+            "stage": state.stage,
+        }
+    )
+
+
+def _complete(state: ProgressState) -> bytes:
+    message = state.message or _MESSAGES["completed"]
+    results = {"upload_id": state.session_id, **(state.result or {})}
+    return _encoder.encode({"type": "complete", "message": message, "results": results})
+
+
+def _error(state: ProgressState) -> bytes:
+    code = state.job_error_code if state.job_status == "failed" else state.error_code
+    return _encoder.encode(
+        {"type": "error", "message": state.processing_trouble, "details": code or ""}
+    )

@@ -1,0 +1,71 @@
+"""Messages that say only that a connection lives, in the dialects that have such.
+
+One timer for all sockets: a socket costs a look now and then, and nothing of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final, Protocol
+
+from services.gateway.dialects.protocol import Dialect
+from services.gateway.frames import frame
+
+__all__ = ["Heartbeat", "Listening"]
+
+
+class Listening(Protocol):
+    """A socket whose client expects heartbeats."""
+
+    @property
+    def spoken(self) -> tuple[Dialect, str]:
+        """What is spoken there, and the subject that its path names."""
+
+    @property
+    def written_at(self) -> float:
+        """When the last message went out to it; the loop's clock, seconds."""
+
+    def beat(self, framed: bytes) -> None:
+        """Write a heartbeat, unless older messages still wait."""
+
+
+class Heartbeat:
+    """The heartbeats of one process.
+
+    Args:
+        interval_s: A socket to which nothing went for so long gets one.
+
+    """
+
+    def __init__(self, *, interval_s: float) -> None:
+        self._interval_s: Final = interval_s
+        self._sockets: Final[dict[Listening, tuple[Dialect, str]]] = {}
+
+    def add(self, one: Listening) -> None:
+        """Watch a socket, if its dialect has heartbeats."""
+        dialect, subject = one.spoken
+        if dialect.heartbeat(subject) is not None:
+            self._sockets[one] = dialect, subject
+
+    def remove(self, one: Listening) -> None:
+        """Watch it no more."""
+        self._sockets.pop(one, None)
+
+    async def run(self) -> None:
+        """Look at all sockets now and then, forever."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(min(self._interval_s / 10, 1.0))
+            self.look(loop.time())
+
+    def look(self, now: float) -> None:
+        """Let those hear something that have heard nothing for long."""
+        frames: dict[tuple[Dialect, str], bytes] = {}
+        for one, about in self._sockets.items():
+            if now - one.written_at < self._interval_s:
+                continue
+            if about not in frames:
+                dialect, subject = about
+                payload = dialect.heartbeat(subject) or b""
+                frames[about] = frame(payload, binary=dialect.binary)
+            one.beat(frames[about])
