@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from services.gateway.dialects.protocol import Dialect, Ping, Request, Told
+from services.gateway.dialects.protocol import Dialect, Malformed, Ping, Request, Told
 from services.gateway.state import Change, ProgressState, tells_of_processing
 from shared.identity import Principal
 
@@ -58,10 +58,13 @@ class Processing(Dialect):
         return (_status(state),)
 
     def request(self, kind: str, fields: Mapping[str, Any]) -> Request | None:
-        """Return a ping with the timestamp that its answer repeats, whatever it is."""
-        if kind == "ping":
-            return Ping({"timestamp": fields.get("timestamp")})
-        return None
+        """Return a ping with the timestamp that its answer repeats."""
+        if kind != "ping":
+            return None
+        timestamp = fields.get("timestamp")
+        if isinstance(timestamp, list | dict):
+            return Malformed("timestamp must be a number or a string.")
+        return Ping({"timestamp": timestamp})
 
     def reply(
         self, kind: str, *, subject: str, caller: Principal | None, data: dict[str, Any]
