@@ -81,7 +81,7 @@ def _status(state: ProgressState) -> bytes:
     if status == "failed":
         message = state.processing_trouble
     else:
-        message = state.message or _MESSAGES[status]
+        message = state.message or _MESSAGES.get(status, "")
     done = status == "completed"
     return _encoder.encode(
         {
