@@ -7,10 +7,9 @@ for every socket, also for one that has negotiated compression.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
 from typing import Final
 
-__all__ = ["PING", "frame", "framed_all"]
+__all__ = ["PING", "frame"]
 
 PING: Final = b"\x89\x00"
 """A ping with nothing in it."""
@@ -27,10 +26,3 @@ def frame(payload: bytes, *, binary: bool = False) -> bytes:
     if length < 65_536:
         return struct.pack("!BBH", first, 126, length) + payload
     return struct.pack("!BBQ", first, 127, length) + payload
-
-
-def framed_all(payload: bytes | Sequence[bytes], *, binary: bool = False) -> bytes:
-    """Return the frames of one message, or of several that belong together."""
-    if isinstance(payload, bytes):
-        return frame(payload, binary=binary)
-    return b"".join(frame(one, binary=binary) for one in payload)

@@ -9,7 +9,6 @@ import asyncio
 from typing import Final, Protocol
 
 from services.gateway.dialects.protocol import Dialect
-from services.gateway.frames import frame
 
 __all__ = ["Heartbeat", "Listening"]
 
@@ -66,6 +65,5 @@ class Heartbeat:
                 continue
             if about not in frames:
                 dialect, subject = about
-                payload = dialect.heartbeat(subject) or b""
-                frames[about] = frame(payload, binary=dialect.binary)
+                frames[about] = dialect.framed(dialect.heartbeat(subject) or b"")
             one.beat(frames[about])

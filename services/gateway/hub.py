@@ -17,7 +17,6 @@ from prometheus_client import Counter, Gauge
 
 from services.gateway.dialects.protocol import Told
 from services.gateway.folding import change_of, change_of_position, fold, merged, move
-from services.gateway.frames import framed_all
 from services.gateway.state import Change, ProgressState
 from services.gateway.topic import Topic, Watcher
 from shared.errors import Forbidden, NotFound
@@ -121,7 +120,7 @@ class Hub:
             payload = dialect.encode(change, state, told)
             if payload is None:
                 continue
-            framed = framed_all(payload, binary=dialect.binary)
+            framed = dialect.framed(payload)
             DELIVERED.inc(len(watchers))
             key = topic.job if change.of_job else topic
             if change in {Change.PROGRESS, Change.JOB_PROGRESS}:
@@ -163,7 +162,7 @@ class Hub:
         topic.join(watcher)
         payload = watcher.dialect.encode(Change.SNAPSHOT, state)
         if payload is not None:
-            watcher.outbound.put(framed_all(payload, binary=watcher.dialect.binary))
+            watcher.outbound.put(watcher.dialect.framed(payload))
 
     async def _state_of(self, topic: Topic) -> ProgressState:
         loop = asyncio.get_running_loop()

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, TypeAlias
 
 import msgspec
 
+from services.gateway.frames import frame
 from services.gateway.state import Change, ProgressState
 from shared.events import JobProgress, LifecycleEvent, UploadProgress
 from shared.identity import Principal
@@ -163,6 +164,12 @@ class Dialect(ABC):
     def heartbeat(self, subject: str) -> bytes | None:
         """Return what is sent after a long silence, or ``None`` if there is no such message."""
         return None
+
+    def framed(self, payload: bytes | Sequence[bytes]) -> bytes:
+        """Return a message as it goes over the wire; several, one behind the other."""
+        if isinstance(payload, bytes):
+            return frame(payload, binary=self.binary)
+        return b"".join(frame(one, binary=self.binary) for one in payload)
 
     def join(self, frames: Collection[bytes]) -> bytes:
         """Return the frames of several messages that leave in one write."""
