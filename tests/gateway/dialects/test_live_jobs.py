@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import datetime, timedelta
 
 import pytest
 
@@ -176,14 +177,14 @@ async def test_heartbeats(start_gateway: StartGateway, feed: Feed) -> None:
         dial(f"{service.url}/progress/ws/{told.facts.job_id}") as jobs,
         dial(f"{service.url}/ws/processing/{told.id}/") as processing,
     ):
-        started = asyncio.get_running_loop().time()
         beats = await heard(jobs, 3)
-        assert asyncio.get_running_loop().time() - started > 0.55
         assert only(beats, "type") == [(None,), ("heartbeat",), ("heartbeat",)]
         assert beats[1]["job_id"] == told.facts.job_id
-        assert beats[2]["timestamp"] > beats[1]["timestamp"]
-        seen = await heard(pipeline, 3)
-        assert only(seen[-2:], "event_type") == [("heartbeat",)] * 2
+        times = [datetime.fromisoformat(one["timestamp"]) for one in beats[1:]]
+        assert times[1] - times[0] >= timedelta(seconds=0.3)
+        while (await pipeline.hear())["event_type"] != "heartbeat":
+            pass
+        assert (await pipeline.hear())["event_type"] == "heartbeat"
         await processing.say({"type": "ping", "timestamp": 7})
         assert only(await heard(processing, 3), "type") == [
             ("authenticated",),
