@@ -1,16 +1,16 @@
 // Opens a page of a local server in Chromium, and tells on stdout, in JSON lines, what its
-// script calls `told(...)` with.
+// scripts call `told(...)` with.
 //
-//   node browser.mjs CHROMIUM PORT SCRIPT SETTINGS
+//   node browser.mjs CHROMIUM PORT SETTINGS SCRIPT...
 //
-// The page's origin is http://127.0.0.1:PORT. SCRIPT is a file; in it, `settings` is the JSON
-// object SETTINGS. It ends when stdin does; an exception in the page ends it with code 1.
+// The page's origin is http://127.0.0.1:PORT. In the scripts, which are files, `settings` is the
+// JSON object SETTINGS. It ends when stdin does; an exception in the page ends it with code 1.
 
 import { readFileSync } from "node:fs";
 import { createServer } from "node:http";
 import { chromium } from "playwright-core";
 
-const [executablePath, port, script, settings] = process.argv.slice(2);
+const [executablePath, port, settings, ...scripts] = process.argv.slice(2);
 const say = (line) => process.stdout.write(`${JSON.stringify(line)}\n`);
 
 const server = createServer((request, response) => {
@@ -26,9 +26,10 @@ page.on("pageerror", (error) => {
 });
 await page.exposeFunction("told", (...args) => say(args));
 await page.goto(`http://127.0.0.1:${port}/`);
-await page.addScriptTag({
-  content: `const settings = ${settings};\n${readFileSync(script, "utf8")}`,
-});
+await page.addScriptTag({ content: `const settings = ${settings};` });
+for (const script of scripts) {
+  await page.addScriptTag({ content: readFileSync(script, "utf8") });
+}
 
 process.stdin.resume();
 process.stdin.on("end", async () => {

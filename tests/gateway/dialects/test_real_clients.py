@@ -12,8 +12,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final
 
 from shared.identity import Principal
-from tests.gateway.conftest import StartGateway, token_of
-from tests.gateway.dialects.programs import CLIENTS, chromium, node, running_program
+from tests.gateway.conftest import AUTHENTICATED, StartGateway, token_of
+from tests.gateway.dialects.programs import CLIENTS, Program, chromium, node, running_program
 from tests.gateway.dialling import DIALS, Peer
 from tests.gateway.feed import Feed
 from tests.gateway.samples import SIZE, Told, principal
@@ -182,9 +182,17 @@ async def test_node_ws_is_turned_away(
         assert said == ["authenticated", "status", "pong"]
 
 
-async def test_browser(start_gateway: StartGateway, feed: Feed) -> None:
+@asynccontextmanager
+async def page_in_browser(port: int, script: str, **settings: str) -> AsyncIterator[Program]:
+    """Run a script in Chromium, on a page whose origin is this machine's at the port."""
+    command = (node("playwright-core"), str(CLIENTS / "browser.mjs"), chromium(), str(port))
+    scripts = (json.dumps(settings), str(CLIENTS / script))
+    async with running_program(*command, *scripts) as page:
+        yield page
+
+
+async def test_the_documents_in_a_browser(start_gateway: StartGateway, feed: Feed) -> None:
     """The documents' own scripts run in Chromium as they are, on a page of another origin."""
-    program, browser = node("playwright-core"), chromium()
     port = free_port()
     gateway = start_gateway(
         CORS_ALLOWED_ORIGINS=f"http://127.0.0.1:{port}",
@@ -198,8 +206,7 @@ async def test_browser(start_gateway: StartGateway, feed: Feed) -> None:
         "jobId": told.facts.job_id,
         "token": "any",
     }
-    script = (str(CLIENTS / "browser.mjs"), browser, str(port), str(CLIENTS / "documents.js"))
-    async with running_program(program, *script, json.dumps(settings)) as page:
+    async with page_in_browser(port, "documents.js", **settings) as page:
         await page.until(lambda seen: sum(one[1] == "open" for one in seen) == 6)
         await page.until(lambda seen: ["000", "pong"] in [one[:2] for one in seen])
         await page.has(
@@ -226,3 +233,33 @@ async def test_browser(start_gateway: StartGateway, feed: Feed) -> None:
         await feed.tell(same.created(), same.duplicate(cached_result=RESULT))
         await page.has(["002", "showDuplicateMessage", RESULT])
         assert not [one for one in page.seen if one[1] in {"failed", "showError", "setError"}]
+
+
+async def test_a_browser_says_who_it_is(
+    gateway: ServiceProcess, start_gateway: StartGateway, feed: Feed, caller: Principal
+) -> None:
+    """A page logs in without a token in a URL, and sees why it is refused by the close code."""
+    port, told = free_port(), Told(owner=caller)
+    secured = start_gateway(**AUTHENTICATED, CORS_ALLOWED_ORIGINS=f"http://127.0.0.1:{port}")
+    await feed.tell(told.created())
+    settings = {
+        "secured": f"127.0.0.1:{secured.port}",
+        "elsewhere": f"127.0.0.1:{gateway.port}",
+        "ownId": told.id,
+        "ownToken": token_of(caller),
+        "foreignToken": token_of(principal("eve", "other")),
+    }
+    async with page_in_browser(port, "logins.js", **settings) as page:
+        await page.has(
+            ["subprotocol", "opened", "bearer"],
+            ["subprotocol", "message", "status"],
+            ["message", "opened", ""],
+            ["message", "message", "authenticated"],
+            ["message", "message", "status"],
+            ["bad token", "message", "error"],
+            ["bad token", "closed", 4001],
+            ["another company", "message", "error"],
+            ["another company", "closed", 4003],
+            ["another origin", "closed", 1006],
+        )
+        assert not [one for one in page.seen if one[:2] == ["another origin", "opened"]]
