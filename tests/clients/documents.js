@@ -58,7 +58,7 @@ ws.onmessage = function(event) {
 ws.addEventListener("open", () => told("002", "open"));
 })(calls("002", "updateProgressBar", "displayResults", "showDuplicateMessage"));
 
-// 003:378 to 401.
+// 003:378 to 400.
 (({ updateProgressBar, showSuccess, showError, console }) => {
 // Frontend JavaScript
 const ws = new WebSocket(`ws://localhost:8000/ws/processing/123/?token=${accessToken}`);
