@@ -203,9 +203,9 @@ class Connection:
         return True
 
     @property
-    def spoken(self) -> tuple[Dialect, str]:
-        """What is spoken here, and about what."""
-        return self._dialect, self._subject
+    def dialect(self) -> Dialect:
+        """What is spoken here."""
+        return self._dialect
 
     @property
     def written_at(self) -> float:

@@ -14,11 +14,11 @@ __all__ = ["Heartbeat", "Listening"]
 
 
 class Listening(Protocol):
-    """A socket whose client expects heartbeats."""
+    """A socket whose client may expect heartbeats."""
 
     @property
-    def spoken(self) -> tuple[Dialect, str]:
-        """What is spoken there, and the subject that its path names."""
+    def dialect(self) -> Dialect:
+        """What is spoken there."""
 
     @property
     def written_at(self) -> float:
@@ -38,17 +38,16 @@ class Heartbeat:
 
     def __init__(self, *, interval_s: float) -> None:
         self._interval_s: Final = interval_s
-        self._sockets: Final[dict[Listening, tuple[Dialect, str]]] = {}
+        self._sockets: Final[dict[Dialect, set[Listening]]] = {}
 
     def add(self, one: Listening) -> None:
         """Watch a socket, if its dialect has heartbeats."""
-        dialect, subject = one.spoken
-        if dialect.heartbeat(subject) is not None:
-            self._sockets[one] = dialect, subject
+        if one.dialect.heartbeat() is not None:
+            self._sockets.setdefault(one.dialect, set()).add(one)
 
     def remove(self, one: Listening) -> None:
         """Watch it no more."""
-        self._sockets.pop(one, None)
+        self._sockets.get(one.dialect, set()).discard(one)
 
     async def run(self) -> None:
         """Look at all sockets now and then, forever."""
@@ -59,11 +58,11 @@ class Heartbeat:
 
     def look(self, now: float) -> None:
         """Let those hear something that have heard nothing for long."""
-        frames: dict[tuple[Dialect, str], bytes] = {}
-        for one, about in self._sockets.items():
-            if now - one.written_at < self._interval_s:
-                continue
-            if about not in frames:
-                dialect, subject = about
-                frames[about] = dialect.framed(dialect.heartbeat(subject) or b"")
-            one.beat(frames[about])
+        latest = now - self._interval_s
+        for dialect, sockets in self._sockets.items():
+            silent = [one for one in sockets if one.written_at <= latest]
+            message = dialect.heartbeat() if silent else None
+            if message is not None:
+                framed = dialect.framed(message)
+                for one in silent:
+                    one.beat(framed)

@@ -15,14 +15,14 @@ from services.gateway.heartbeat import Heartbeat
 from services.gateway.outbound import Flusher, Outbound
 from tests.gateway.audience import Sink, settled
 
-PIPELINE, JOBS = Pipeline(), Jobs()
+PIPELINE = Pipeline()
 
 
 class Client:
     """A socket to which something was written at some time."""
 
-    def __init__(self, dialect: Dialect = PIPELINE, subject: str = "") -> None:
-        self.spoken: Final = (dialect, subject)
+    def __init__(self, dialect: Dialect = PIPELINE) -> None:
+        self.dialect: Final = dialect
         self.written_at = 0.0
         self.beats: Final[list[bytes]] = []
 
@@ -62,16 +62,15 @@ def test_only_silence_is_broken() -> None:
 
 
 def test_each_gets_that_of_his_dialect() -> None:
-    """Jobs are named in it; a dialect without heartbeats gets none; who has gone neither."""
-    pipeline, one, other = Client(), Client(JOBS, "one"), Client(JOBS, "other")
-    media, gone = Client(Media()), Client()
-    beats = heartbeat(pipeline, one, other, media, gone)
+    """A dialect without heartbeats gets none; who has gone neither."""
+    pipeline, jobs, media, gone = Client(), Client(Jobs()), Client(Media()), Client()
+    beats = heartbeat(pipeline, jobs, media, gone)
     beats.remove(gone)
     beats.remove(media)
     beats.add(media)
     beats.look(30)
     assert pipeline.message()["event_type"] == "heartbeat"
-    assert [client.message()["job_id"] for client in (one, other)] == ["one", "other"]
+    assert jobs.message()["type"] == "heartbeat"
     assert media.beats == gone.beats == []
 
 

@@ -66,13 +66,13 @@ class Jobs(Dialect):
     def reply(
         self, kind: str, *, subject: str, caller: Principal | None, data: dict[str, Any]
     ) -> bytes:
-        """Return an answer, with the job that it is about."""
-        about = {"type": kind, "job_id": subject, "timestamp": rfc3339(now_ms())}
+        """Return an answer, with the job that it is about, if it is about one."""
+        about = {"type": kind, "job_id": subject or None, "timestamp": rfc3339(now_ms())}
         return _encoder.encode({**data, **about})
 
-    def heartbeat(self, subject: str) -> bytes:
-        """Return the sign that the connection is alive (004:26)."""
-        return self.reply("heartbeat", subject=subject, caller=None, data={})
+    def heartbeat(self) -> bytes:
+        """Return the sign that the connection is alive, whatever jobs it is about (004:26)."""
+        return self.reply("heartbeat", subject="", caller=None, data={})
 
 
 def _at(state: ProgressState) -> int:

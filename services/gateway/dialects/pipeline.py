@@ -79,9 +79,9 @@ class Pipeline(Dialect):
         about = {"event_type": kind, "session_id": subject or None}
         return _encoder.encode({**data, **about, "timestamp": rfc3339(now_ms())})
 
-    def heartbeat(self, subject: str) -> bytes:
+    def heartbeat(self) -> bytes:
         """Return the sign that the connection is alive (002:228)."""
-        return self.reply("heartbeat", subject=subject, caller=None, data={})
+        return self.reply("heartbeat", subject="", caller=None, data={})
 
 
 def _newest(state: ProgressState) -> str:

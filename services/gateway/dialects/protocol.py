@@ -102,8 +102,6 @@ class Dialect(ABC):
     """Whether ``authenticated`` is said also to who showed a token at the handshake."""
     about_jobs: ClassVar[bool] = False
     """Whether its ids are those of jobs: who watches one watches the upload it processes."""
-    closes_on_unknown: ClassVar[bool] = True
-    """Whether a socket whose path names nothing that is known is closed."""
 
     @abstractmethod
     def encode(
@@ -161,7 +159,7 @@ class Dialect(ABC):
 
         """
 
-    def heartbeat(self, subject: str) -> bytes | None:
+    def heartbeat(self) -> bytes | None:
         """Return what is sent after a long silence, or ``None`` if there is no such message."""
         return None
 

@@ -42,7 +42,7 @@ class Terse(Dialect):
         """Return what kind of answer it would be."""
         return kind.encode()
 
-    def heartbeat(self, subject: str) -> bytes:
+    def heartbeat(self) -> bytes:
         """Return something short."""
         return b"."
 

@@ -150,7 +150,9 @@ REPLIES = {
         known=False,
     ),
     "pong": Reply("pong", reply("pong"), line="004:25", subject=JOB_ID),
-    "heartbeat": Reply("heartbeat", reply("heartbeat"), line="004:26", subject=JOB_ID),
+    "heartbeat": Reply(
+        "heartbeat", {"type": "heartbeat", "job_id": None}, line="004:26", subject=""
+    ),
     "subscribed": Reply("subscribed", reply("subscribed"), subject=JOB_ID),
     "unsubscribed": Reply("unsubscribed", reply("unsubscribed"), subject=JOB_ID),
 }
@@ -197,4 +199,4 @@ def test_requests(case: str) -> None:
 
 def test_the_heartbeat_is_that_of_the_table() -> None:
     """What is sent after a silence is the heartbeat that the table checks."""
-    assert b'"type":"heartbeat"' in Jobs().heartbeat(JOB_ID)
+    assert b'"type":"heartbeat"' in Jobs().heartbeat()

@@ -179,7 +179,6 @@ async def test_heartbeats(start_gateway: StartGateway, feed: Feed) -> None:
     ):
         beats = await heard(jobs, 3)
         assert only(beats, "type") == [(None,), ("heartbeat",), ("heartbeat",)]
-        assert beats[1]["job_id"] == told.facts.job_id
         times = [datetime.fromisoformat(one["timestamp"]) for one in beats[1:]]
         assert times[1] - times[0] >= timedelta(seconds=0.3)
         while (await pipeline.hear())["event_type"] != "heartbeat":

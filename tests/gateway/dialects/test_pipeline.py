@@ -232,4 +232,4 @@ def test_requests(case: str) -> None:
 
 def test_the_heartbeat_is_that_of_the_table() -> None:
     """What is sent after a silence is the heartbeat that the table checks."""
-    assert b'"event_type":"heartbeat"' in Pipeline().heartbeat("")
+    assert b'"event_type":"heartbeat"' in Pipeline().heartbeat()
