@@ -8,7 +8,7 @@ All members of a message are always there, as those of the document's model are 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
@@ -22,11 +22,96 @@ from services.gateway.dialects.protocol import (
 )
 from services.gateway.state import Change, ProgressState, tells_of_processing
 from shared.identity import Principal
-from shared.times import now_ms, rfc3339
+from shared.times import Timestamp, now_ms, rfc3339
 
 __all__ = ["Jobs"]
 
 _encoder: Final = msgspec.json.Encoder()
+
+
+class _FromClient(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
+    token: (
+        Annotated[str, msgspec.Meta(description="A newer token of the same caller")]
+        | msgspec.UnsetType
+    ) = msgspec.UNSET
+
+
+class JobsAuthenticate(_FromClient, frozen=True, tag="authenticate"):
+    """Say who is calling; also to go on when the token is about to end."""
+
+    token: str
+
+
+class JobsSubscribe(_FromClient, frozen=True, tag="subscribe"):
+    """Watch a job as well."""
+
+    job_id: str
+
+
+class JobsUnsubscribe(_FromClient, frozen=True, tag="unsubscribe"):
+    """Watch a job no more."""
+
+    job_id: str
+
+
+class JobsPing(_FromClient, frozen=True, tag="ping"):
+    """Ask for a sign of life."""
+
+
+class JobsMetadata(msgspec.Struct, frozen=True, kw_only=True):
+    """What more is known of a job."""
+
+    upload_id: str
+    filename: str
+    stage: str | msgspec.UnsetType = msgspec.UNSET
+    current: int | msgspec.UnsetType = msgspec.UNSET
+    total: int | msgspec.UnsetType = msgspec.UNSET
+    result: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
+    error_code: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class JobsUpdate(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a job is: at the beginning, and whenever that changes."""
+
+    job_id: str | None
+    status: Literal["pending", "queued", "in_progress", "completed", "failed"]
+    progress: Annotated[float, msgspec.Meta(description="Percent")]
+    message: Annotated[str | None, msgspec.Meta(description="The worker's last word")]
+    timestamp: Timestamp
+    metadata: JobsMetadata
+
+
+class _Answer(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
+    job_id: str | None
+    timestamp: Timestamp
+
+
+class JobsAuthenticated(_Answer, frozen=True, kw_only=True, tag="authenticated"):
+    """The token is good."""
+
+    message: str
+
+
+class JobsSubscribed(_Answer, frozen=True, kw_only=True, tag="subscribed"):
+    """The job is watched; its state has come before."""
+
+
+class JobsUnsubscribed(_Answer, frozen=True, kw_only=True, tag="unsubscribed"):
+    """The job is not watched any more."""
+
+
+class JobsPong(_Answer, frozen=True, kw_only=True, tag="pong"):
+    """A sign of life."""
+
+
+class JobsHeartbeat(_Answer, frozen=True, kw_only=True, tag="heartbeat"):
+    """Nothing has happened for a while."""
+
+
+class JobsError(_Answer, frozen=True, kw_only=True, tag="error"):
+    """A message was not obeyed; the socket may be closed after it."""
+
+    message: str
 
 
 class Jobs(Dialect):
@@ -34,6 +119,11 @@ class Jobs(Dialect):
 
     name = "jobs"
     paths = ("/progress/ws/{job_id}",)
+    receives = (JobsAuthenticate, JobsSubscribe, JobsUnsubscribe, JobsPing)
+    sends = (
+        *(JobsUpdate, JobsAuthenticated, JobsSubscribed, JobsUnsubscribed),
+        *(JobsPong, JobsHeartbeat, JobsError),
+    )
     about_jobs = True
 
     def encode(

@@ -8,14 +8,14 @@ Where the document is silent: a cancelled upload is told as ``upload_failed`` wi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
 from services.gateway.dialects.protocol import Dialect, Told
 from services.gateway.state import Change, ProgressState
 from shared.identity import Principal
-from shared.times import now_ms, rfc3339
+from shared.times import Timestamp, now_ms, rfc3339
 
 __all__ = ["Pipeline"]
 
@@ -41,11 +41,145 @@ _CODES: Final = {"cancelled": "UPLOAD_CANCELLED", "deleted": "FILE_DELETED"}
 """Of what is no failure for the upload itself."""
 
 
+class PipelineAuthenticate(msgspec.Struct, frozen=True):
+    """Say who is calling."""
+
+    token: str
+
+
+class PipelinePing(msgspec.Struct, frozen=True, tag_field="type", tag="ping"):
+    """Ask for a sign of life."""
+
+
+class _Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event_type"):
+    session_id: str
+    user_id: str
+    filename: str
+    progress_percentage: float
+    timestamp: Timestamp
+
+
+class _OfUpload(_Event, frozen=True, kw_only=True):
+    bytes_uploaded: int
+    total_bytes: Annotated[
+        int | None, msgspec.Meta(description="`null` while the client defers the length")
+    ]
+
+
+class _OfJob(_Event, frozen=True, kw_only=True):
+    job_id: str | None
+    stage: Annotated[str | None, msgspec.Meta(description="What the worker does, in a word")]
+    message: Annotated[str | None, msgspec.Meta(description="The worker's last word")]
+
+
+class PipelineUploadStarted(_OfUpload, frozen=True, kw_only=True, tag="upload_started"):
+    """An upload was opened; nothing has come yet."""
+
+
+class PipelineUploadProgress(_OfUpload, frozen=True, kw_only=True, tag="upload_progress"):
+    """An upload is under way."""
+
+    upload_speed: Annotated[float, msgspec.Meta(description="Bytes per second, smoothed")]
+    estimated_completion: Timestamp | None
+
+
+class PipelineUploadCompleted(_OfUpload, frozen=True, kw_only=True, tag="upload_completed"):
+    """All bytes of an upload are safe."""
+
+    job_id: str | None
+    redirect_url: str | None
+
+
+class _WithoutFile(_OfUpload, frozen=True, kw_only=True):
+    error_message: str
+    error_code: str | None
+
+
+class PipelineUploadFailed(_WithoutFile, frozen=True, kw_only=True, tag="upload_failed"):
+    """An upload failed, or was cancelled (`UPLOAD_CANCELLED`)."""
+
+
+class PipelineSessionExpired(_WithoutFile, frozen=True, kw_only=True, tag="session_expired"):
+    """Nobody continued an upload in time."""
+
+
+class PipelineFileDeleted(_WithoutFile, frozen=True, kw_only=True, tag="error"):
+    """The file of an upload is gone."""
+
+
+class PipelineDuplicate(_OfUpload, frozen=True, kw_only=True, tag="duplicate_detected"):
+    """The same bytes were there already."""
+
+    cached_result: Annotated[
+        dict[str, Any] | None, msgspec.Meta(description="What came of them, if anything has")
+    ]
+    original_id: str | None
+    redirect_url: str | None
+
+
+class PipelineInitiated(_OfJob, frozen=True, kw_only=True, tag="processing_initiated"):
+    """A worker has begun."""
+
+
+class PipelineProcessing(_OfJob, frozen=True, kw_only=True, tag="processing_progress"):
+    """The processing is under way."""
+
+    current: int | None
+    total: int | None
+
+
+class PipelineProcessed(_OfJob, frozen=True, kw_only=True, tag="processing_completed"):
+    """The processing is done."""
+
+    result: dict[str, Any]
+
+
+class PipelineProcessingFailed(_OfJob, frozen=True, kw_only=True, tag="processing_failed"):
+    """The processing has ended without a result."""
+
+    error_message: str
+    error_code: str | None
+
+
+class _Answer(msgspec.Struct, frozen=True, kw_only=True, tag_field="event_type"):
+    session_id: str | None
+    timestamp: Timestamp
+
+
+class PipelineAuthenticated(_Answer, frozen=True, kw_only=True, tag="authenticated"):
+    """The token is good."""
+
+    message: str
+
+
+class PipelinePong(_Answer, frozen=True, kw_only=True, tag="pong"):
+    """A sign of life."""
+
+
+class PipelineHeartbeat(_Answer, frozen=True, kw_only=True, tag="heartbeat"):
+    """Nothing has happened for a while."""
+
+
+class PipelineError(_Answer, frozen=True, kw_only=True, tag="error"):
+    """A message was not obeyed; the socket may be closed after it."""
+
+    error_message: str
+    message: str
+
+
 class Pipeline(Dialect):
     """``{"event_type","session_id",…,"timestamp"}``; what else depends on the event."""
 
     name = "pipeline"
     paths = ("/ws",)
+    receives = (PipelineAuthenticate, PipelinePing)
+    sends = (
+        *(PipelineUploadStarted, PipelineUploadProgress, PipelineUploadCompleted),
+        *(PipelineUploadFailed, PipelineSessionExpired, PipelineFileDeleted),
+        *(PipelineDuplicate, PipelineInitiated, PipelineProcessing, PipelineProcessed),
+        *(PipelineProcessingFailed, PipelineAuthenticated, PipelinePong),
+        *(PipelineHeartbeat, PipelineError),
+    )
 
     def encode(
         self, change: Change, state: ProgressState, told: Told | None = None

@@ -8,7 +8,7 @@ job that waits is ``pending``; what has failed has the status ``failed``, then c
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
@@ -30,11 +30,83 @@ _MESSAGES: Final = {
 }
 
 
+class ProcessingAuthenticate(msgspec.Struct, frozen=True, tag_field="type", tag="authenticate"):
+    """Say who is calling; also to go on when the token is about to end."""
+
+    token: str
+
+
+class ProcessingPing(msgspec.Struct, frozen=True, tag_field="type", tag="ping"):
+    """Ask for a sign of life."""
+
+    timestamp: float | str | msgspec.UnsetType = msgspec.UNSET
+
+
+class ProcessingAuthenticated(
+    msgspec.Struct, frozen=True, tag_field="type", tag="authenticated"
+):
+    """The token is good; the status follows, if the upload may be watched."""
+
+    message: str
+
+
+class ProcessingStatus(
+    msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="status"
+):
+    """Where the processing is: at the beginning, and whenever that changes."""
+
+    status: Literal["pending", "validating", "processing", "completed", "failed"]
+    message: str
+    progress: Annotated[float, msgspec.Meta(description="Percent")]
+    rows_processed: Annotated[int, msgspec.Meta(description="0 where nothing is counted")]
+    total_rows: Annotated[int, msgspec.Meta(description="0 where nothing is counted")]
+    stage: Annotated[str | None, msgspec.Meta(description="What the worker does, in a word")]
+
+
+class ProcessingProgress(
+    msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="progress"
+):
+    """How far the processing is."""
+
+    percent: float
+    message: str
+    current: Annotated[int, msgspec.Meta(description="0 where nothing is counted")]
+    total: Annotated[int, msgspec.Meta(description="0 where nothing is counted")]
+    stage: str | None
+
+
+class ProcessingComplete(msgspec.Struct, frozen=True, tag_field="type", tag="complete"):
+    """The processing is done."""
+
+    message: str
+    results: Annotated[
+        dict[str, Any], msgspec.Meta(description="As the worker reports them; with `upload_id`")
+    ]
+
+
+class ProcessingError(msgspec.Struct, frozen=True, tag_field="type", tag="error"):
+    """There will be no results, or a message was not obeyed."""
+
+    message: str
+    details: Annotated[str, msgspec.Meta(description="A code, or empty")]
+
+
+class ProcessingPong(msgspec.Struct, frozen=True, tag_field="type", tag="pong"):
+    """A sign of life, with the timestamp of the ping."""
+
+    timestamp: float | str | None
+
+
 class Processing(Dialect):
     """``{"type":"status"|"progress"|"error"|"complete"|"pong"|"authenticated",…}``."""
 
     name = "processing"
     paths = ("/ws/processing/{upload_id}", "/ws/processing/{upload_id}/")
+    receives = (ProcessingAuthenticate, ProcessingPing)
+    sends = (
+        *(ProcessingAuthenticated, ProcessingStatus, ProcessingProgress),
+        *(ProcessingComplete, ProcessingError, ProcessingPong),
+    )
     whole_tenant = True
     says_authenticated = True
 
