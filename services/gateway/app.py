@@ -103,6 +103,7 @@ def install(app: web.Application, settings: Settings) -> None:
             background("keepalive", sockets.keepalive.run()),
             background("cleaner", cleaner.run(lock, every_s=every_s)),
             background("reports", publisher.run()),
+            background("heartbeat", sockets.heartbeat.run()),
         ):
             yield
         await publisher.drain(_DRAIN_S)

@@ -37,6 +37,9 @@ _ABORT_S: Final = 3.0
 _MOST_WAITING: Final = 256
 """Messages of one client that may wait while the one before them is obeyed."""
 
+_HEARTBEAT: Final = object()
+"""What heartbeats are conflated under."""
+
 CLOSED = Counter("gateway_closed_total", "Sockets closed by us, by code.", ["code"])
 
 
@@ -198,6 +201,21 @@ class Connection:
             return False
         self._transport.write(frame)
         return True
+
+    @property
+    def dialect(self) -> Dialect:
+        """What is spoken here."""
+        return self._dialect
+
+    @property
+    def written_at(self) -> float:
+        """When the last message went out; the loop's clock, seconds."""
+        return self._outbound.written_at
+
+    def beat(self, framed: bytes) -> None:
+        """Write a heartbeat, unless older messages still wait."""
+        if not self._closing and self._outbound.stalled_at is None:
+            self._outbound.put_latest(_HEARTBEAT, framed)
 
     def _too_slow(self) -> None:
         self.close(WSCloseCode.TRY_AGAIN_LATER, "too slow")

@@ -132,17 +132,21 @@ class Conversation:
                 self._reply("authenticated", "", {"message": "Authentication successful"})
 
     async def _watch(self, watcher: Watcher, name: str) -> bool:
-        """Subscribe by an upload's id, or by the caller's own name for its session."""
+        """Subscribe by an upload's id, its job's, or the caller's own name for its session."""
+        relay = self._around.relay
         watcher.asked.add(name)
         try:
-            upload_id = await self._around.relay.upload_of(name, watcher.caller)
+            if watcher.dialect.about_jobs:
+                upload_id = await relay.upload_of_job(name)
+            else:
+                upload_id = await relay.upload_of(name, watcher.caller)
             if name not in watcher.asked:
                 return False  # it has changed its mind, or has gone
         finally:
             watcher.asked.discard(name)
         if upload_id != name:
             self._named = {**(self._named or {}), name: upload_id}
-        return await self._around.relay.hub.subscribe(watcher, upload_id)
+        return await relay.hub.subscribe(watcher, upload_id)
 
     async def _refresh(self, watcher: Watcher, token: str) -> None:
         """Go on under a newer token of the same caller, with the rights that it gives."""

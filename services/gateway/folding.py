@@ -17,7 +17,15 @@ from services.gateway.state import LARGEST, LATEST_MS, Change, ProgressState
 from shared import events
 from shared.events import JobEvent, JobProgress, LifecycleEvent, MalformedEvent, UploadProgress
 
-__all__ = ["change_of", "counter_of", "fold", "merged", "move", "require_writable"]
+__all__ = [
+    "change_of",
+    "change_of_position",
+    "counter_of",
+    "fold",
+    "merged",
+    "move",
+    "require_writable",
+]
 
 _CHANGES: Final[Mapping[type, Change]] = {
     events.UploadCreated: Change.CREATED,
@@ -59,6 +67,17 @@ _JOB_HALF: Final = (
 def change_of(event: LifecycleEvent) -> Change:
     """Return what an event tells about."""
     return _CHANGES[type(event)]
+
+
+def change_of_position(
+    position: UploadProgress | JobProgress, before: ProgressState, after: ProgressState
+) -> Change:
+    """Return what a position tells about, by the states before and after it."""
+    if isinstance(position, UploadProgress):
+        return Change.PROGRESS
+    known = (before.job_status, before.stage)
+    same = known == (after.job_status, after.stage)
+    return Change.JOB_PROGRESS if same else Change.JOB_STAGE
 
 
 def counter_of(event: LifecycleEvent) -> tuple[bool, int]:

@@ -16,8 +16,7 @@ from typing import Final
 from prometheus_client import Counter, Gauge
 
 from services.gateway.dialects.protocol import Told
-from services.gateway.folding import change_of, fold, merged, move
-from services.gateway.frames import frame
+from services.gateway.folding import change_of, change_of_position, fold, merged, move
 from services.gateway.interest import Interest
 from services.gateway.state import Change, ProgressState
 from services.gateway.topic import Topic, Watcher
@@ -100,11 +99,11 @@ class Hub:
         if topic.state is None:
             topic.keep(position)
             return
-        state = move(topic.state, position)
+        before = topic.state
+        state = move(before, position)
         if state is not None:
             topic.become(state)
-            of_job = isinstance(position, JobProgress)
-            change = Change.JOB_PROGRESS if of_job else Change.PROGRESS
+            change = change_of_position(position, before, state)
             self._deliver(topic, change, state, Told(position))
 
     def correct(self, recorded: ProgressState) -> None:
@@ -123,7 +122,7 @@ class Hub:
             payload = dialect.encode(change, state, told)
             if payload is None:
                 continue
-            framed = frame(payload, binary=dialect.binary)
+            framed = dialect.framed(payload)
             DELIVERED.inc(len(watchers))
             key = topic.job if change.of_job else topic
             if change in {Change.PROGRESS, Change.JOB_PROGRESS}:
@@ -165,7 +164,7 @@ class Hub:
         topic.join(watcher)
         payload = watcher.dialect.encode(Change.SNAPSHOT, state)
         if payload is not None:
-            watcher.outbound.put(frame(payload, binary=watcher.dialect.binary))
+            watcher.outbound.put(watcher.dialect.framed(payload))
 
     async def _state_of(self, topic: Topic) -> ProgressState:
         loop = asyncio.get_running_loop()

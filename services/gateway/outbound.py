@@ -57,6 +57,7 @@ class Outbound:
         "_slow",
         "_transport",
         "stalled_at",
+        "written_at",
     )
 
     def __init__(
@@ -76,6 +77,8 @@ class Outbound:
         self._finished = False
         self._slow = False
         self.stalled_at: float | None = None
+        self.written_at = flusher.now()
+        """When messages last went out; the loop's clock, seconds."""
         _keep_kernel_queue_short(transport)
 
     def put(self, frame: bytes, *, supersedes: object = None) -> None:
@@ -145,6 +148,7 @@ class Outbound:
             data = self._join(frames.values())
         self._flusher.frames += len(frames)
         self._flusher.writes += 1
+        self.written_at = self._flusher.turn_at
         self._transport.write(data)
         self._forgive()
 
@@ -180,6 +184,12 @@ class Flusher:
         self.frames = 0
         self.writes = 0
         self.conflated = 0
+        self.turn_at = loop.time()
+        """When the last turn in which anything was written began; the loop's clock."""
+
+    def now(self) -> float:
+        """Return the time by the loop's clock, seconds."""
+        return self._loop.time()
 
     @property
     def stalled(self) -> int:
@@ -194,6 +204,7 @@ class Flusher:
 
     def _flush(self) -> None:
         dirty, self._dirty = self._dirty, []
+        self.turn_at = self._loop.time()
         for outbound in dirty:
             if not outbound.flush():
                 self._stall(outbound)
@@ -219,7 +230,7 @@ class Flusher:
 
     def _check_stalled(self) -> None:
         self._timer = None
-        now = self._loop.time()
+        now = self.turn_at = self._loop.time()
         for outbound in list(self._stalled):
             if outbound.flush():
                 self._stalled.discard(outbound)

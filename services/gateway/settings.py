@@ -32,6 +32,10 @@ class Settings(CommonSettings, frozen=True, kw_only=True):
     websocket_ping_timeout: Annotated[
         float, msgspec.Meta(gt=0, description="seconds a socket has to answer a ping")
     ] = 10
+    websocket_heartbeat_interval: Annotated[
+        float,
+        msgspec.Meta(gt=0, description="seconds of silence before a heartbeat message"),
+    ] = 30
     websocket_auth_timeout: Annotated[
         float, msgspec.Meta(gt=0, description="seconds a socket has to say who is calling")
     ] = 10

@@ -11,6 +11,7 @@ from prometheus_client import Counter, Gauge
 
 from services.gateway.connection import Connection, Surroundings
 from services.gateway.dialects.protocol import Dialect
+from services.gateway.heartbeat import Heartbeat
 from services.gateway.keepalive import Alive, Keepalive
 from services.gateway.login import from_handshake
 from services.gateway.outbound import Flusher
@@ -60,6 +61,7 @@ class Sockets:
             timeout_s=settings.websocket_ping_timeout,
             on_dead=self._on_dead,
         )
+        self.heartbeat: Final = Heartbeat(interval_s=settings.websocket_heartbeat_interval)
         self._limit: Final = settings.websocket_max_connections_total
         self._open: Final[set[Connection]] = set()
         self._closing = False
@@ -91,12 +93,14 @@ class Sockets:
         """Count a socket in."""
         self._open.add(one)
         self.keepalive.add(one)
+        self.heartbeat.add(one)
         OPEN.set(len(self._open))
 
     def remove(self, one: Connection) -> None:
         """Count it out."""
         self._open.discard(one)
         self.keepalive.remove(one)
+        self.heartbeat.remove(one)
         OPEN.set(len(self._open))
 
     def open_of(self, tenant: str) -> int:

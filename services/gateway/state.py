@@ -16,7 +16,7 @@ import msgspec
 from shared.percent import percent_of
 from shared.times import rfc3339
 
-__all__ = ["LARGEST", "LATEST_MS", "Change", "ProgressState"]
+__all__ = ["LARGEST", "LATEST_MS", "Change", "ProgressState", "tells_of_processing"]
 
 LATEST_MS: Final = 250_000_000_000_000
 """In the year 9892: with an estimate on top it can still be written as RFC 3339."""
@@ -24,6 +24,10 @@ LARGEST: Final = 2**63 - 1
 """Bytes. No store holds more, and beyond it not every client's numbers reach."""
 _LONGEST_MS: Final = 365 * 86_400_000
 """An estimate beyond a year is none."""
+_TROUBLE: Final = {
+    "cancelled": "The upload was cancelled.",
+    "deleted": "The file was deleted.",
+}
 
 
 class Change(Enum):
@@ -42,6 +46,8 @@ class Change(Enum):
     JOB_QUEUED = "job_queued"
     JOB_STARTED = "job_started"
     JOB_PROGRESS = "job_progress"
+    JOB_STAGE = "job_stage"
+    """A position that says more than a number: the worker does something else now."""
     JOB_COMPLETED = "job_completed"
     JOB_FAILED = "job_failed"
 
@@ -129,6 +135,32 @@ class ProgressState(msgspec.Struct, frozen=True, kw_only=True):
         return self.job_status in {"completed", "failed"}
 
     @property
+    def processing(self) -> str:
+        """``pending``, ``queued``, ``in_progress``, ``completed`` or ``failed``.
+
+        Failed is also what will never begin, since there is nothing to process any more.
+        """
+        if self.job_status is not None and self.job_is_over:
+            return self.job_status
+        if self.status in _TROUBLE or self.status == "error":
+            return "failed"
+        if self.job_status is None and self.duplicate_of and self.result is not None:
+            return "completed"
+        return self.job_status or "pending"
+
+    @property
+    def trouble(self) -> str:
+        """What has befallen the upload, for people."""
+        return self.error_message or _TROUBLE.get(self.status, "The upload failed.")
+
+    @property
+    def processing_trouble(self) -> str:
+        """Why there is no result, for people."""
+        if self.job_status == "failed":
+            return self.message or "The processing failed."
+        return self.trouble
+
+    @property
     def percentage(self) -> float:
         """Percent of the bytes; exactly 100.0 once all were safe, also after a deletion."""
         complete = self.status == "completed" or self.completed_at is not None
@@ -143,3 +175,15 @@ class ProgressState(msgspec.Struct, frozen=True, kw_only=True):
         if left_ms > _LONGEST_MS:
             return None
         return rfc3339(self.last_updated + max(int(left_ms), 0))
+
+
+def tells_of_processing(change: Change, state: ProgressState) -> bool:
+    """Tell whether a change says anything of the processing that was not said before.
+
+    As long as only bytes arrive, it is pending; an upload that fails takes it along.
+    """
+    if change.of_job or change is Change.SNAPSHOT:
+        return True
+    if change in {Change.CREATED, Change.PROGRESS, Change.COMPLETED, Change.STORED}:
+        return False
+    return not state.job_is_over and state.processing != "pending"

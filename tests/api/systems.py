@@ -138,6 +138,7 @@ def separate(redis: RedisServer, folder: Path) -> Iterator[System]:
         "/asyncapi.json": parts["gateway"].url,
         "/ws": parts["gateway"].url,
         "/api/v1/ws": parts["gateway"].url,
+        "/progress/ws": parts["gateway"].url,
     }
     others: tuple[Mapping[str, str], ...] = (
         token_of("mallory"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -9,14 +10,11 @@ import msgspec
 from services.gateway.dialects.protocol import (
     Dialect,
     GetStats,
-    Malformed,
-    Message,
-    Ping,
     Request,
     Subscribe,
     Told,
     Unsubscribe,
-    decode_object,
+    subscription,
 )
 from services.gateway.state import Change, ProgressState
 from shared.identity import Principal
@@ -27,10 +25,6 @@ __all__ = ["Dashboard"]
 _encoder: Final = msgspec.json.Encoder()
 
 _KINDS: Final = {"completed": "upload_complete", "uploading": "upload_progress"}
-_ERRORS: Final = {
-    "cancelled": "The upload was cancelled.",
-    "deleted": "The file was deleted.",
-}
 
 
 class _FromClient(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
@@ -212,9 +206,7 @@ class Dashboard(Dialect):
             data["analysis_id"] = state.analysis_id
             data["redirect_url"] = state.redirect_url
         elif kind == "upload_error":
-            data["error_message"] = state.error_message or _ERRORS.get(
-                state.status, "The upload failed."
-            )
+            data["error_message"] = state.trouble
             data["error_code"] = state.error_code
         return self._envelope(kind, state.session_id, state.user_id, data, state.last_updated)
 
@@ -231,32 +223,13 @@ class Dashboard(Dialect):
             }
         )
 
-    def parse(self, text: str) -> Message:
-        """Return what ``type`` asks for; any message may bring a ``token``."""
-        fields = decode_object(text)
-        if fields is None:
-            return Message(Malformed("Expected a JSON object."))
-        token = fields.get("token")
-        if token is not None and not isinstance(token, str):
-            return Message(Malformed("token must be a string."))
-        kind = fields.get("type")
-        if kind is not None and not isinstance(kind, str):
-            return Message(Malformed("type must be a string."), token)
-        if kind in {None, "authenticate"} and token is not None:
-            return Message(None, token)
-        return Message(self._request(kind, fields.get("session_id")), token)
-
-    def _request(self, kind: str | None, session_id: object) -> Request:
-        if kind == "ping":
-            return Ping()
-        if kind == "get_stats":
-            return GetStats()
-        if kind in {"subscribe_session", "unsubscribe_session"}:
-            if not isinstance(session_id, str):
-                return Malformed("session_id must be a string.")
-            wanted = Subscribe if kind == "subscribe_session" else Unsubscribe
-            return wanted((session_id,))
-        return Malformed("Unknown message type.")
+    def request(self, kind: str, fields: Mapping[str, Any]) -> Request | None:
+        """Return what a message asks for, by its ``type``."""
+        if kind == "subscribe_session":
+            return subscription(Subscribe, fields, "session_id")
+        if kind == "unsubscribe_session":
+            return subscription(Unsubscribe, fields, "session_id")
+        return GetStats() if kind == "get_stats" else super().request(kind, fields)
 
     def reply(
         self, kind: str, *, subject: str, caller: Principal | None, data: dict[str, Any]

@@ -6,14 +6,7 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from services.gateway.dialects.protocol import (
-    Dialect,
-    Malformed,
-    Message,
-    Ping,
-    Told,
-    decode_object,
-)
+from services.gateway.dialects.protocol import Dialect, Told
 from services.gateway.state import Change, ProgressState
 from shared.identity import Principal
 
@@ -22,10 +15,10 @@ __all__ = ["Media"]
 _encoder: Final = msgspec.json.Encoder()
 
 _ENDS: Final = {
-    "completed": ("complete", "completed", None),
-    "error": ("error", "failed", "The upload failed."),
-    "cancelled": ("error", "failed", "The upload was cancelled."),
-    "deleted": ("error", "failed", "The file was deleted."),
+    "completed": ("complete", "completed"),
+    "error": ("error", "failed"),
+    "cancelled": ("error", "failed"),
+    "deleted": ("error", "failed"),
 }
 
 
@@ -104,19 +97,18 @@ class Media(Dialect):
         if change.of_job or change is Change.STORED:
             return None
         if state.status in _ENDS:
-            kind, status, message = _ENDS[state.status]
-            message = state.error_message or message
+            kind, status = _ENDS[state.status]
         elif change is Change.CREATED or (
             change is Change.SNAPSHOT and not state.bytes_uploaded
         ):
-            kind, status, message = "created", "created", None
+            kind, status = "created", "created"
         else:
-            kind, status, message = "progress", "uploading", None
+            kind, status = "progress", "uploading"
         return self._message(
             kind,
             state.session_id,
             status,
-            message,
+            state.trouble if kind == "error" else None,
             progress=state.percentage,
             bytes_sent=state.bytes_uploaded,
             total_size=state.total_bytes or 0,
@@ -144,18 +136,6 @@ class Media(Dialect):
         if message is not None:
             fields["message"] = message
         return _encoder.encode(fields)
-
-    def parse(self, text: str) -> Message:
-        """The document has no messages from clients; a token and a ping are understood."""
-        fields = decode_object(text)
-        if fields is None:
-            return Message(Malformed("Expected a JSON object."))
-        token = fields.get("token")
-        if isinstance(token, str):
-            return Message(None, token)
-        if fields.get("type") == "ping":
-            return Message(Ping())
-        return Message(Malformed("Unknown message type."))
 
     def reply(
         self, kind: str, *, subject: str, caller: Principal | None, data: dict[str, Any]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar, TypeAlias
 
 import msgspec
 
+from services.gateway.frames import frame
 from services.gateway.state import Change, ProgressState
 from shared.events import JobProgress, LifecycleEvent, UploadProgress
 from shared.identity import Principal
@@ -18,10 +19,12 @@ __all__ = [
     "Malformed",
     "Message",
     "Ping",
+    "Request",
     "Subscribe",
     "Told",
     "Unsubscribe",
     "decode_object",
+    "subscription",
 ]
 
 
@@ -97,14 +100,16 @@ class Dialect(ABC):
     """Whether everybody of a tenant may watch the tenant's uploads, not only their owner."""
     says_authenticated: ClassVar[bool] = False
     """Whether ``authenticated`` is said also to who showed a token at the handshake."""
-    closes_on_unknown: ClassVar[bool] = True
-    """Whether a socket whose path names nothing that is known is closed."""
+    about_jobs: ClassVar[bool] = False
+    """Whether its ids are those of jobs: who watches one watches the upload it processes."""
 
     @abstractmethod
     def encode(
         self, change: Change, state: ProgressState, told: Told | None = None
-    ) -> bytes | None:
+    ) -> bytes | Sequence[bytes] | None:
         """Return the message about a change, or ``None`` if this protocol has none.
+
+        Several, where a change takes more than one, reach a socket together or not at all.
 
         Args:
             change: What it is about; ``SNAPSHOT``: the state as it is.
@@ -113,9 +118,27 @@ class Dialect(ABC):
 
         """
 
-    @abstractmethod
     def parse(self, text: str) -> Message:
-        """Return what a client's message asks for; never raises."""
+        """Return what a client's message asks for; never raises.
+
+        Any message may bring a ``token``; one of an unknown type is there for its token.
+        """
+        fields = decode_object(text)
+        if fields is None:
+            return Message(Malformed("Expected a JSON object."))
+        token, kind = fields.get("token"), fields.get("type")
+        if token is not None and not isinstance(token, str):
+            return Message(Malformed("token must be a string."))
+        if kind is not None and not isinstance(kind, str):
+            return Message(Malformed("type must be a string."), token)
+        request = self.request(kind or "", fields)
+        if request is None and token is None:
+            request = Malformed("Unknown message type.")
+        return Message(request, token)
+
+    def request(self, kind: str, fields: Mapping[str, Any]) -> Request | None:
+        """Return what a message of the type ``kind`` asks for; ``None``: no such type."""
+        return Ping() if kind == "ping" else None
 
     def parse_binary(self, data: bytes) -> Message:
         """Return what a client's binary message asks for; never raises."""
@@ -136,13 +159,29 @@ class Dialect(ABC):
 
         """
 
-    def heartbeat(self, subject: str) -> bytes | None:
+    def heartbeat(self) -> bytes | None:
         """Return what is sent after a long silence, or ``None`` if there is no such message."""
         return None
+
+    def framed(self, payload: bytes | Sequence[bytes]) -> bytes:
+        """Return a message as it goes over the wire; several, one behind the other."""
+        if isinstance(payload, bytes):
+            return frame(payload, binary=self.binary)
+        return b"".join(frame(one, binary=self.binary) for one in payload)
 
     def join(self, frames: Collection[bytes]) -> bytes:
         """Return the frames of several messages that leave in one write."""
         return b"".join(frames)
+
+
+def subscription(
+    wanted: type[Subscribe | Unsubscribe], fields: Mapping[str, Any], member: str
+) -> Request:
+    """Return the request to watch, or watch no more, what a member of a message names."""
+    named = fields.get(member)
+    if not isinstance(named, str):
+        return Malformed(f"{member} must be a string.")
+    return wanted((named,))
 
 
 _decoder: msgspec.json.Decoder[dict[str, Any]] = msgspec.json.Decoder(dict[str, Any])
