@@ -8,7 +8,7 @@ from typing import Final
 from redis.asyncio import Redis
 
 from shared import events
-from shared.events import JobProgress, LifecycleEvent, UploadProgress
+from shared.events import JobEvent, JobProgress, LifecycleEvent, UploadProgress
 from shared.stream_group import GroupEntry
 from shared.streams import (
     Command,
@@ -19,6 +19,7 @@ from shared.streams import (
     pipelined,
     progress_stream,
 )
+from tests.shared.waiting import eventually
 
 __all__ = ["PARTITIONS", "Feed", "entry"]
 
@@ -53,6 +54,24 @@ class Feed:
         """Add an entry for each, in one go; return their ids."""
         found: list[bytes] = await pipelined(self._redis, map(self._command, told))
         return found
+
+    async def record(self, *told: LifecycleEvent, prefix: str = "upload_progress") -> None:
+        """Tell, and return when a gateway has recorded all of it: who asks then finds it."""
+        await self.tell(*told)
+        wanted: dict[tuple[str, str], int] = {}
+        for one in told:
+            counter = "job_seq" if isinstance(one, JobEvent) else "seq"
+            key = (f"{prefix}:{one.upload_id}", counter)
+            wanted[key] = max(wanted.get(key, 0), one.seq)
+
+        async def recorded() -> bool:
+            found = await pipelined(self._redis, [("HGET", *key) for key in wanted])
+            return all(
+                int(seq or 0) >= least
+                for seq, least in zip(found, wanted.values(), strict=True)
+            )
+
+        await eventually(recorded, "all is recorded")
 
     async def tell_together(self, *positions: Position) -> None:
         """Add one entry with all positions, which are of one partition."""

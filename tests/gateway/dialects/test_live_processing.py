@@ -30,7 +30,7 @@ async def test_processing_lifecycle(
 ) -> None:
     """pending, validating, processing, completed; then the results, for a late client too."""
     told = Told(owner=caller)
-    await feed.tell(told.created())
+    await feed.record(told.created())
     url = f"{gateway.url}/ws/processing/{told.id}{slash}?token={token_of(caller)}"
     async with dial(url) as peer:
         seen = await heard(peer, 2)
@@ -65,7 +65,7 @@ async def test_processing_login_by_message(
 ) -> None:
     """``authenticate`` is answered, the status follows at once, and pings get their time."""
     told = Told(owner=caller)
-    await feed.tell(told.created())
+    await feed.record(told.created())
     async with dial(f"{gateway.url}/ws/processing/{told.id}/") as peer:
         await peer.say({"type": "authenticate", "token": token_of(caller)})
         assert await peer.hear() == {
@@ -86,7 +86,7 @@ async def test_processing_error(
 ) -> None:
     """A failure reaches the client as the error of the document, with what went wrong."""
     told = Told(owner=caller)
-    await feed.tell(told.created(), told.completed(), told.started())
+    await feed.record(told.created(), told.completed(), told.started())
     async with dial(f"{gateway.url}/ws/processing/{told.id}/", bearer(caller)) as peer:
         await heard(peer, 2)
         await feed.tell(told.broken("Invalid column mapping for 'fecha'"))
@@ -101,7 +101,7 @@ async def test_processing_is_the_companys(
 ) -> None:
     """A colleague may watch; another company gets the error of the document, and 4003."""
     told = Told(owner=caller)
-    await feed.tell(told.created())
+    await feed.record(told.created())
     url = f"{gateway.url}/ws/processing/{told.id}/"
     async with dial(url, bearer(principal("colleague", caller.tenant))) as peer:
         assert only(await heard(peer, 2), "type") == [("authenticated",), ("status",)]
@@ -119,7 +119,7 @@ async def test_processing_needs_a_token(
 ) -> None:
     """A bad token, in the query or in a message, and none at all: an error, then 4001."""
     told = Told(owner=caller)
-    await feed.tell(told.created())
+    await feed.record(told.created())
     url = f"{gateway.url}/ws/processing/{told.id}/"
     async with dial(f"{url}?token=bad") as peer:
         assert (await peer.hear())["type"] == "error"
@@ -147,7 +147,7 @@ async def test_processing_of_a_numbered_upload(
 ) -> None:
     """Ids that are numbers, as the document has them, are ids like others."""
     told = Told(str(hash(caller.user_id) % 10**12), owner=caller)
-    await feed.tell(told.created())
+    await feed.record(told.created())
     async with dial(f"{gateway.url}/ws/processing/{told.id}/", bearer(caller)) as peer:
         assert only(await heard(peer, 2), "type") == [("authenticated",), ("status",)]
 
@@ -157,7 +157,7 @@ async def test_rapid_updates_to_many_clients(
 ) -> None:
     """Of 100 updates in a row each of ten clients gets the last, none out of order or twice."""
     told = Told(owner=caller)
-    await feed.tell(told.created(), told.completed(), told.started())
+    await feed.record(told.created(), told.completed(), told.started())
     path, headers = f"/ws/processing/{told.id}/", bearer(caller).items()
     async with AsyncExitStack() as stack:
         peers = [
