@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from typing import Final
 
-__all__ = ["PING", "frame"]
+__all__ = ["PING", "frame", "payload_of"]
 
 PING: Final = b"\x89\x00"
 """A ping with nothing in it."""
@@ -26,3 +26,9 @@ def frame(payload: bytes, *, binary: bool = False) -> bytes:
     if length < 65_536:
         return struct.pack("!BBH", first, 126, length) + payload
     return struct.pack("!BBQ", first, 127, length) + payload
+
+
+def payload_of(framed: bytes) -> bytes:
+    """Return the message in a frame that ``frame`` has made."""
+    length = framed[1]
+    return framed[2 if length < 126 else 4 if length == 126 else 10 :]

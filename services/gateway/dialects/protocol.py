@@ -19,6 +19,7 @@ __all__ = [
     "Malformed",
     "Message",
     "Ping",
+    "Refresh",
     "Request",
     "Subscribe",
     "Told",
@@ -32,14 +33,16 @@ class Subscribe(msgspec.Struct, frozen=True):
     """Watch uploads, or jobs where the dialect is about those."""
 
     ids: tuple[str, ...]
+    """None: all that is the caller's, those to come too. Only where it is resumable."""
     since: str | Mapping[str, str] | None = None
-    """The last event that the client has: for all of them, or for each. Only *events*."""
+    """The last event that the client has: for all of them, or for each."""
 
 
 class Unsubscribe(msgspec.Struct, frozen=True):
     """Watch them no more."""
 
     ids: tuple[str, ...]
+    """None: watch nothing any more. Only where it is resumable."""
 
 
 class Ping(msgspec.Struct, frozen=True):
@@ -47,6 +50,10 @@ class Ping(msgspec.Struct, frozen=True):
 
     data: dict[str, Any] = {}
     """What the answer is to repeat."""
+
+
+class Refresh(msgspec.Struct, frozen=True):
+    """Go on under the token that came along, and be told until when."""
 
 
 class GetStats(msgspec.Struct, frozen=True):
@@ -59,7 +66,7 @@ class Malformed(msgspec.Struct, frozen=True):
     reason: str
 
 
-Request: TypeAlias = Subscribe | Unsubscribe | Ping | GetStats | Malformed
+Request: TypeAlias = Subscribe | Unsubscribe | Ping | Refresh | GetStats | Malformed
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -92,6 +99,8 @@ class Dialect(ABC):
     follows: ClassVar[bool] = True
     """Whether a socket that names nothing follows all that is the caller's; else it watches
     nothing until it subscribes."""
+    resumable: ClassVar[bool] = False
+    """Whether it passes each event on as it is, with an id to go on from later."""
     subprotocol: ClassVar[str | None] = None
     """Of several dialects on one path, the one whose name the client offers; else the first."""
     binary: ClassVar[bool] = False
@@ -117,6 +126,17 @@ class Dialect(ABC):
             told: The event behind it; ``None`` for a snapshot.
 
         """
+
+    def show(self, state: ProgressState, since: str = "", *, gap: bool = False) -> bytes | Sequence[bytes] | None:
+        """Return the message with the state as it is.
+
+        Args:
+            state: Of the upload.
+            since: The id to go on from later.
+            gap: Whether who gets it has missed events, and does not just begin to watch.
+
+        """
+        return self.encode(Change.SNAPSHOT, state)
 
     def parse(self, text: str) -> Message:
         """Return what a client's message asks for; never raises.
@@ -148,8 +168,8 @@ class Dialect(ABC):
     def reply(
         self, kind: str, *, subject: str, caller: Principal | None, data: dict[str, Any]
     ) -> bytes:
-        """Return an answer: ``authenticated``, ``subscribed``, ``unsubscribed``, ``pong``,
-        ``stats``, ``error``.
+        """Return an answer: ``authenticated``, ``refreshed``, ``subscribed``,
+        ``unsubscribed``, ``pong``, ``stats``, ``error``.
 
         Args:
             kind: Which of them.
