@@ -110,6 +110,10 @@ class StreamTail:
         """Those that are followed."""
         return self._cursors.keys()
 
+    def position(self, stream: str) -> bytes:
+        """Return the id up to which entries of a stream have been handed over."""
+        return self._cursors.get(stream, BEGINNING)
+
     async def join(self, streams: Iterable[str]) -> None:
         """Follow more streams; what is added to them after this returns is surely read.
 

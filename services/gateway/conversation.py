@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
@@ -19,14 +19,19 @@ from services.gateway.dialects.protocol import (
     Malformed,
     Message,
     Ping,
+    Refresh,
+    Request,
     Subscribe,
     Unsubscribe,
 )
 from services.gateway.hub import Watcher
 from services.gateway.login import from_first_message, refreshed
+from services.gateway.resume import ALL, Since, last_events
+from services.gateway.subscribing import Subscribing
 from shared.errors import ApiError, Forbidden, NotFound
 from shared.identity import Principal
 from shared.streams import REDIS_FAILURES
+from shared.times import now_ms, rfc3339
 
 if TYPE_CHECKING:
     from services.gateway.connection import Surroundings
@@ -113,7 +118,19 @@ class Conversation:
             watcher = self.watcher
         elif message.token is not None:
             await self._refresh(watcher, message.token)
-        match message.request:
+        await self._do(watcher, message.request)
+
+    async def _do(self, watcher: Watcher, request: Request | None) -> None:
+        match request:
+            case Subscribe(ids, since) if watcher.dialect.resumable:
+                await self._take_up(watcher, ids, since)
+            case Unsubscribe(()):
+                self._around.relay.hub.drop(watcher)
+                self._reply("unsubscribed", "", {"ids": []})
+            case Refresh():
+                expires_at = watcher.caller.expires_at
+                until = None if expires_at is None else rfc3339(1000 * expires_at)
+                self._reply("refreshed", "", {"expires_at": until})
             case Subscribe(ids):
                 for one in ids:
                     await self._subscribe(watcher, one)
@@ -174,6 +191,50 @@ class Conversation:
                 self._reply("subscribed", name, {})
         except ApiError as exc:
             self._reply("error", name, {"message": exc.message})
+        except REDIS_FAILURES as exc:
+            self._fail(exc)
+        finally:
+            self._granting -= 1
+            decided.set()
+
+    async def _take_up(
+        self, watcher: Watcher, names: tuple[str, ...], since: str | Mapping[str, str] | None
+    ) -> None:
+        """Grant in one step all that is known, and go on without what nobody knows yet."""
+        try:
+            last = last_events(names or (ALL,), since, now=now_ms())
+        except ValueError as exc:
+            self._reply("error", "", {"message": str(exc)})
+            return
+        if self._granting >= _MOST_GRANTING:
+            self._reply("error", "", {"message": "Too many subscriptions at once."})
+            return
+        decided = asyncio.Event()
+        self._granting += 1
+        self._around.tasks.start(self._grant_all(watcher, last, decided))
+        await decided.wait()
+
+    async def _grant_all(self, watcher: Watcher, last: Since, decided: asyncio.Event) -> None:
+        def answer(outcome: Mapping[str, str | ApiError]) -> None:
+            granted = {name: one for name, one in outcome.items() if isinstance(one, str)}
+            aliases = {name: one for name, one in granted.items() if name != one}
+            if aliases:
+                self._named = {**(self._named or {}), **aliases}
+            if granted:
+                self._reply("subscribed", "", {"ids": list(granted)})
+            for name, one in outcome.items():
+                if isinstance(one, ApiError):
+                    self._reply("error", name, {"message": one.message})
+            decided.set()
+
+        subscribing = Subscribing(self._around.relay, watcher)
+        try:
+            if ALL in last:
+                found = await subscribing.follow(last[ALL])
+                if found is not None:
+                    self._reply("subscribed", "", {"ids": found})
+            else:
+                await subscribing.watch(last, answer)
         except REDIS_FAILURES as exc:
             self._fail(exc)
         finally:

@@ -16,7 +16,14 @@ from typing import Final
 from prometheus_client import Counter, Gauge
 
 from services.gateway.dialects.protocol import Told
-from services.gateway.folding import change_of, change_of_position, fold, merged, move
+from services.gateway.folding import (
+    change_of,
+    change_of_position,
+    counter_of,
+    fold,
+    merged,
+    move,
+)
 from services.gateway.interest import Interest
 from services.gateway.state import Change, ProgressState
 from services.gateway.topic import Topic, Watcher
@@ -35,6 +42,7 @@ DELIVERED = Counter("gateway_events_delivered_total", "Events handed to sockets.
 WATCHED = Gauge("gateway_topics", "Uploads that are watched here.")
 
 Load = Callable[[str], Awaitable[ProgressState | None]]
+Since = Callable[[str], str]
 
 
 class Hub:
@@ -44,11 +52,18 @@ class Hub:
         load: Returns the state of an upload as it is recorded, or ``None``. What it raises
             reaches those who subscribe.
         interest: Is told what is watched here.
+        since: Returns the id to go on from for who has the present state of an upload.
 
     """
 
-    def __init__(self, load: Load, interest: Interest | None = None) -> None:
+    def __init__(
+        self,
+        load: Load,
+        interest: Interest | None = None,
+        since: Since = lambda _: "",
+    ) -> None:
         self._load: Final = load
+        self._since: Final = since
         self._interest: Final = interest or Interest()
         self._topics: Final[dict[str, Topic]] = {}
         self._followers: Final[dict[tuple[str, str], dict[Watcher, None]]] = {}
@@ -79,6 +94,7 @@ class Hub:
             if not followers:
                 return
             topic = self._topic(event.upload_id)
+        is_first = topic.state is None and counter_of(event) == (False, 1)
         if topic.state is None:
             topic.keep(event)
             state = topic.learn(None) if followers else None
@@ -86,8 +102,11 @@ class Hub:
             state = fold(topic.state, event)
         if state is not None:
             topic.become(state)
+            for watcher in tuple(followers or ()):
+                if watcher.dialect.resumable:  # it gets the event itself, besides the state
+                    self._admit(watcher, topic, show=not is_first)
             self._deliver(topic, change_of(event), state, Told(event, event_id))
-        for watcher in tuple(followers or ()):  # to them it may be news all the same
+        for watcher in tuple(followers or ()):
             self._admit(watcher, topic)
         self._drop_if_unwatched(topic)
 
@@ -119,7 +138,10 @@ class Hub:
         self, topic: Topic, change: Change, state: ProgressState, told: Told | None = None
     ) -> None:
         for dialect, watchers in tuple(topic.watchers.items()):
-            payload = dialect.encode(change, state, told)
+            if told is None:
+                payload = dialect.show(state, self._since(topic.upload_id), gap=True)
+            else:
+                payload = dialect.encode(change, state, told)
             if payload is None:
                 continue
             framed = dialect.framed(payload)
@@ -155,16 +177,46 @@ class Hub:
             finally:
                 watcher.asked.discard(upload_id)
 
-    def _admit(self, watcher: Watcher, topic: Topic) -> None:
+    def _admit(
+        self, watcher: Watcher, topic: Topic, *, show: bool = True, gap: bool = False
+    ) -> None:
         """Join and send the state: one step, so that no event falls between."""
         state = topic.state
         unwanted = topic in watcher.topics or topic.upload_id in watcher.declined
         if unwanted or state is None:
             return
         topic.join(watcher)
-        payload = watcher.dialect.encode(Change.SNAPSHOT, state)
+        if show:
+            self.show(watcher, state, gap=gap)
+
+    def show(self, watcher: Watcher, state: ProgressState, *, gap: bool = False) -> None:
+        """Send a socket a state; ``gap``: because it has missed events."""
+        payload = watcher.dialect.show(state, self._since(state.session_id), gap=gap)
         if payload is not None:
             watcher.outbound.put(watcher.dialect.framed(payload))
+
+    def state_of(self, upload_id: str) -> ProgressState | None:
+        """Return the state as those have it who watch the upload here, if anybody does."""
+        topic = self._topics.get(upload_id)
+        return topic.state if topic is not None else None
+
+    def join(
+        self, watcher: Watcher, state: ProgressState, *, show: bool, gap: bool = False
+    ) -> None:
+        """Let a socket watch an upload whose state is at hand, as of this turn of the loop.
+
+        Args:
+            watcher: It may watch the upload; that is not asked here.
+            state: Of the upload.
+            show: Whether the state is sent, as the first thing; else it is known there.
+            gap: Whether that is because events were missed.
+
+        """
+        topic = self._topic(state.session_id)
+        if topic.state is None:
+            topic.learn(state)
+        watcher.declined.discard(state.session_id)
+        self._admit(watcher, topic, show=show, gap=gap)
 
     async def _state_of(self, topic: Topic) -> ProgressState:
         loop = asyncio.get_running_loop()

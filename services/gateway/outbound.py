@@ -121,6 +121,15 @@ class Outbound:
         self.stalled_at = None
         return True
 
+    async def drained(self) -> None:
+        """Return when the other end has taken what it was owed, or never will."""
+        while not (self._finished or self._transport.is_closing()):
+            if not self._frames and not self._transport.get_write_buffer_size():
+                return
+            if not self._dirty:
+                self._flusher.expect_drain(self)
+            await asyncio.sleep(_SLOW_CHECK_S)
+
     def finish(self) -> None:
         """Write what is owed, even behind what is not drained, and owe nothing any more.
 

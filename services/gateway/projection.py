@@ -102,6 +102,18 @@ class Projection:
         found: bytes | None = await command(self._redis, "GETEX", key, "EX", self._ttl_s)
         return found.decode() if found is not None else None
 
+    async def meant_by(self, caller: Principal, names: Sequence[str]) -> dict[str, str]:
+        """Return the uploads that names stand for: the caller's own, or ids of jobs."""
+        commands: list[Command] = []
+        for name in names:
+            key = self._name_key(caller.tenant, caller.user_id, name)
+            commands.append(("GETEX", key, "EX", self._ttl_s))
+            commands.append(("GET", self._job_key(name)))
+        replies = await pipelined(self._redis, commands)
+        found = zip(names, replies[::2], replies[1::2], strict=True)
+        meant = {name: named or of_job for name, named, of_job in found}
+        return {name: one.decode() for name, one in meant.items() if one is not None}
+
     async def read(self, upload_id: str) -> ProgressState | None:
         """Return what is recorded of an upload, a deletion too."""
         return (await self.read_all([upload_id])).get(upload_id)

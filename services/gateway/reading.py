@@ -68,14 +68,14 @@ class Reading:
             redis, on_entries=on_entries, on_gap=on_gap, begin=self._begin
         )
 
-    async def of(self, upload_id: str) -> None:
-        """Read what is told of an upload from now on, and what is not recorded yet.
+    async def of(self, *upload_ids: str) -> None:
+        """Read what is told of uploads from now on, and what is not recorded yet.
 
         Raises:
             RedisError, OSError: Redis is away, and the streams were not read before.
 
         """
-        await self._need(self._interest.of(upload_id))
+        await self._need({one for each in upload_ids for one in self._interest.of(each)})
 
     async def of_all(self) -> None:
         """Read what is told of all uploads; otherwise as ``of``."""

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from services.gateway.folding import counter_of, fold
-from services.gateway.log import Logged
+from services.gateway.log import LOG_LIMIT, Logged
 from services.gateway.state import ProgressState
 from shared.events import JobEvent, LifecycleEvent, UploadFacts
 
@@ -16,7 +16,7 @@ __all__ = ["Recent"]
 
 _KEEP_S: Final = 120.0
 _LIMIT: Final = 50_000
-_LIMIT_OF_ONE: Final = 16
+_LIMIT_OF_ONE: Final = LOG_LIMIT
 """Events of one upload, and as many of its job; the newest are kept. There are about ten."""
 _NOWHERE: Final = b""
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
 import structlog
@@ -22,9 +22,11 @@ from services.gateway.canary import Canary
 from services.gateway.folding import require_writable
 from services.gateway.hub import ID_FORM, UNKNOWN_WAIT_S, Hub
 from services.gateway.interest import Interest
+from services.gateway.log import UploadLog
 from services.gateway.projection import Projection
 from services.gateway.reading import Reading
 from services.gateway.recent import Recent
+from services.gateway.resume import event_id
 from services.gateway.state import ProgressState
 from shared import events
 from shared.errors import NotFound
@@ -38,10 +40,14 @@ from shared.events import (
 from shared.identity import Principal
 from shared.sidecar import is_upload_id
 from shared.stream_order import TailEntry
+from shared.stream_tail import newest
 from shared.streams import (
     REDIS_FAILURES,
+    entry_order,
+    event_stream,
     is_event_stream,
     partition_in,
+    partition_of,
     read_ids,
     unpack_job_positions,
     unpack_positions,
@@ -86,12 +92,17 @@ class Relay:
         self, redis: Redis, projection: Projection, canary: Canary, *, partitions: int
     ) -> None:
         self._projection: Final = projection
+        self._redis: Final = redis
+        self._partitions: Final = partitions
         self.canary: Final = canary
         self._interest: Final = Interest(partitions=partitions)
         self.recent: Final = Recent()
         self._numbers: Final[dict[tuple[str, bytes], int]] = {}
         self._gap: Final = asyncio.Event()
-        self.hub: Final = Hub(self.load, self._interest)
+        self._passed: Final[dict[int, bytes]] = {}
+        """Where the events of this batch stand, by their partitions."""
+        self._progress = asyncio.Event()
+        self.hub: Final = Hub(self.load, self._interest, self.since)
         self.reading: Final = Reading(
             redis,
             self._interest,
@@ -117,9 +128,62 @@ class Relay:
     async def load_all(self, upload_ids: Iterable[str]) -> dict[str, ProgressState]:
         """Return the newest that is known of uploads; unknown ones are left out."""
         ids = list(upload_ids)
+        await self.reading.of(*ids)
         found = await self._projection.read_all(ids)
         newest = {one: self.recent.newer(one, found.get(one)) for one in ids}
         return {one: state for one, state in newest.items() if state is not None}
+
+    async def meant_by(self, caller: Principal, names: Sequence[str]) -> dict[str, str]:
+        """Return the uploads that names stand for: ids of uploads or of jobs, or the caller's
+        own names for sessions. Any other may be the id of an upload still to come.
+        """
+        names = [one for one in names if ID_FORM.fullmatch(one)]
+        meant = {one: one for one in names if one in self.hub.watched}
+        meant |= await self._projection.meant_by(caller, [o for o in names if o not in meant])
+        for name in names:
+            if name not in meant:
+                meant[name] = self.recent.of_job(name) or name
+        return meant
+
+    async def logs_of(self, upload_ids: Iterable[str]) -> dict[str, UploadLog]:
+        """Return what is recorded of the events of uploads."""
+        return await self._projection.log_of(upload_ids)
+
+    @property
+    def partitions(self) -> range:
+        """All there are."""
+        return range(self._partitions)
+
+    def partition_of(self, upload_id: str) -> int:
+        """Return the partition whose streams tell of an upload."""
+        return partition_of(upload_id, self._partitions)
+
+    def since(self, upload_id: str) -> str:
+        """Return the id to go on from for who has the present state of an upload."""
+        partition = self.partition_of(upload_id)
+        place = self._passed.get(partition) or self.read_to(partition)
+        return event_id(place, partition)
+
+    def read_to(self, partition: int) -> bytes:
+        """Return the entry up to which all events of a partition have been passed on."""
+        return self.reading.tail.position(event_stream(partition))
+
+    async def read_all(self, partitions: Iterable[int], *, limit_s: float) -> None:
+        """Return when all is read that is on the streams of the events now, or after a while.
+
+        Raises:
+            RedisError, OSError: Redis is away (``REDIS_FAILURES``).
+
+        """
+        streams = {event_stream(one): one for one in partitions}
+        if not streams:
+            return
+        goals = await newest(self._redis, list(streams))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                for stream, goal in goals.items():
+                    while entry_order(self.read_to(streams[stream])) < entry_order(goal):
+                        await self._progress.wait()
 
     async def upload_of(self, session_id: str, caller: Principal) -> str:
         """Return the upload that a session id stands for: its own, or the caller's name for it.
@@ -214,14 +278,19 @@ class Relay:
                 self.hub.advance(position)
         except Exception:
             log.exception("positions_not_delivered")
+        self._passed.clear()
+        self._progress.set()
+        self._progress = asyncio.Event()
 
     def _on_event(self, stream: str, entry_id: bytes, event: LifecycleEvent) -> None:
         """Deliver an event; they come in the order of ``(entry_id, stream)``."""
         require_writable(event)
         _EVENTS.inc()
         AGE.observe(max(now_ms() - event.at, 0) / 1000)
-        self.recent.remember(event, entry_id, partition_in(stream))
-        self.hub.publish(event)
+        partition = partition_in(stream)
+        self._passed[partition] = entry_id
+        self.recent.remember(event, entry_id, partition)
+        self.hub.publish(event, event_id(entry_id, partition))
 
     def _on_positions(
         self,

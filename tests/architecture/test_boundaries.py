@@ -33,6 +33,8 @@ PURE: Final = (
     "services.gateway.job_reports",
     "services.gateway.keys",
     "services.gateway.log",
+    "services.gateway.resume",
+    "services.gateway.snapshot",
     "services.gateway.state",
     "services.ingest.checksums",
     "services.ingest.content_disposition",
