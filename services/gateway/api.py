@@ -13,7 +13,7 @@ from services.gateway.rest import LIMIT, MOST, PATH, Progress, Sessions
 from services.gateway.tickets import TICKET_S, MadeTicket, TicketRequest
 from services.gateway.upkeep import CleanupRequest, CleanupResult, Stats
 from shared.api_routes import CONDITION, TAGGED, UNCHANGED
-from shared.errors import InvalidRequest, PayloadTooLarge, Problem, Unavailable
+from shared.errors import InvalidRequest, NotFound, PayloadTooLarge, Problem, Unavailable
 from shared.operations import (
     JSON,
     PROBLEM,
@@ -178,6 +178,46 @@ def _sockets(dialect: Dialect) -> Iterator[Operation]:
         )
 
 
+_SINCE: Final = "Id of the last event that the client has"
+_EVENTS: Final = Operation(
+    name="follow_events",
+    method="GET",
+    path="/v1/events",
+    summary="Follow uploads as Server-Sent Events",
+    about="For those who cannot use WebSockets. The state of each upload comes first "
+    "(`snapshot`), then its events; with `Last-Event-ID` or `since` what was missed is told "
+    "again, or `gap` says with the state that it cannot be. Lines `id` stand with events only. "
+    "The end of the answer is no end of the events: come back after `retry`.",
+    parameters=(
+        Parameter(
+            "ids",
+            "query",
+            str,
+            "Ids of uploads or of jobs, or own names of sessions, with commas; all that is the "
+            "caller's without them.",
+            always=False,
+        ),
+        Parameter("since", "query", str, f"{_SINCE}.", always=False),
+        Parameter(
+            "Last-Event-ID",
+            "header",
+            str,
+            f"{_SINCE}; goes before `since`.",
+            always=False,
+        ),
+        *IN_URL,
+    ),
+    responses={
+        200: Response(
+            "The events, as they come.",
+            (Header("Cache-Control", str, "`no-store`"),),
+            {"text/event-stream": str},
+        )
+    },
+    errors=(InvalidRequest, NotFound, Unavailable),
+    examples=('curl -N "$URL/v1/events?ids=$ID" -H "Authorization: Bearer $TOKEN"',),
+)
+
 SOCKETS: Final = Section(
     "Live progress",
     "WebSockets with JSON text messages: the current state comes first, lifecycle events each "
@@ -185,7 +225,10 @@ SOCKETS: Final = Section(
     "`X-API-KEY` and `X-Username`, `?ticket=`, `?token=`, `?api_key=&username=`, the "
     "subprotocols `bearer, <JWT>`, or a first message with `token`. The same for "
     "programs: `/asyncapi.json`. Close codes stand in `docs/websocket.md`.",
-    tuple(one for dialect in ALL for one in _sockets(dialect)),
+    (
+        *(one for dialect in ALL if not dialect.binary for one in _sockets(dialect)),
+        _EVENTS,
+    ),
 )
 
 TICKETS: Final = Section(

@@ -12,6 +12,7 @@ from services.gateway.asyncapi_route import add_asyncapi_route
 from services.gateway.canary import Canary
 from services.gateway.cleaning import Cleaner, lock_s
 from services.gateway.dismissal import Dismissals
+from services.gateway.event_stream import add_event_stream_route
 from services.gateway.internal import create_reports_application
 from services.gateway.keys import Keys
 from services.gateway.listing import Listing
@@ -120,6 +121,7 @@ def install(app: web.Application, settings: Settings) -> None:
     app.on_shutdown.append(say_goodbye)
     if settings.websocket_enabled:
         add_socket_routes(app.router, dialects.ALL)
+        add_event_stream_route(app.router)
         app[API].add(api.SOCKETS)
     add_asyncapi_route(app.router, dialects.ALL if settings.websocket_enabled else ())
     app[API].add(api.ASYNCAPI)

@@ -28,11 +28,11 @@ from shared.identity import Authenticator, Principal
 from shared.lifecycle import TaskSet
 from shared.streams import REDIS_FAILURES
 
-__all__ = ["Connection", "Surroundings"]
+__all__ = ["ABORT_S", "CLOSED", "Connection", "Surroundings"]
 
 log = structlog.stdlib.get_logger(__name__)
 
-_ABORT_S: Final = 3.0
+ABORT_S: Final = 3.0
 """How long a closed socket may linger before it is cut."""
 _MOST_WAITING: Final = 256
 """Messages of one client that may wait while the one before them is obeyed."""
@@ -248,7 +248,7 @@ class Connection:
 
     async def _close(self, code: int, reason: str) -> None:
         # A peer that does not read never sees the close frame; it must not keep us waiting.
-        cut = self._loop.call_later(_ABORT_S, self.abort)
+        cut = self._loop.call_later(ABORT_S, self.abort)
         try:
             await self._wire.close(code, reason)
         finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Final, Protocol
 
 from aiohttp import WSCloseCode, hdrs, web
 from prometheus_client import Counter, Gauge
@@ -35,6 +35,20 @@ STALLED = Gauge("gateway_stalled", "Open sockets that do not drain.")
 REFUSED = Counter("gateway_refused_total", "Handshakes refused, by reason.", ["reason"])
 
 
+class Held(Alive, Protocol):
+    """What is open between a client and this process."""
+
+    @property
+    def tenant(self) -> str | None:
+        """Whose it is, once that is known."""
+
+    def close(self, code: int, reason: str) -> None:
+        """Begin to end it; returns at once."""
+
+    def abort(self) -> None:
+        """Cut the connection."""
+
+
 class Sockets:
     """The sockets of one process.
 
@@ -63,12 +77,12 @@ class Sockets:
         )
         self.heartbeat: Final = Heartbeat(interval_s=settings.websocket_heartbeat_interval)
         self._limit: Final = settings.websocket_max_connections_total
-        self._open: Final[set[Connection]] = set()
+        self._open: Final[set[Held]] = set()
         self._closing = False
         STALLED.set_function(lambda: self.around.flusher.stalled)
 
     def _on_dead(self, one: Alive) -> None:
-        if isinstance(one, Connection):
+        if isinstance(one, Connection):  # others are not asked for an answer
             one.abort()
 
     def admit(self, request: web.Request) -> None:
@@ -89,14 +103,14 @@ class Sockets:
             REFUSED.labels("origin").inc()
             raise Forbidden("This page may not open a socket.")
 
-    def add(self, one: Connection) -> None:
+    def add(self, one: Held) -> None:
         """Count a socket in."""
         self._open.add(one)
         self.keepalive.add(one)
         self.heartbeat.add(one)
         OPEN.set(len(self._open))
 
-    def remove(self, one: Connection) -> None:
+    def remove(self, one: Held) -> None:
         """Count it out."""
         self._open.discard(one)
         self.keepalive.remove(one)
