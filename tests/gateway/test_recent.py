@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.gateway.folding import fold
-from services.gateway.log import Logged
+from services.gateway.log import LOG_LIMIT, Logged
 from services.gateway.recent import Recent
 from tests.gateway.samples import EVE, Told
 
@@ -78,10 +78,10 @@ def test_one_upload_cannot_take_all_the_room() -> None:
     recent.remember(told.created())
     for _ in range(100):
         recent.remember(told.queued())
-    assert len(recent) == 17
+    assert len(recent) == 1 + LOG_LIMIT
     for _ in range(100):
         recent.remember(told.stored())
-    assert len(recent) == 32
+    assert len(recent) == 2 * LOG_LIMIT
     state = recent.newer(told.id, None)
     assert state is not None
     assert (state.seq, state.job_seq) == (101, 100)

@@ -249,6 +249,7 @@ class Events(Dialect):
 class PackedEvents(Events):
     """As ``Events``, but in MessagePack."""
 
+    name = "events_msgpack"
     subprotocol = "events.v1.msgpack"
     binary = True
 

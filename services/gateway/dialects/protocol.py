@@ -127,7 +127,9 @@ class Dialect(ABC):
 
         """
 
-    def show(self, state: ProgressState, since: str = "", *, gap: bool = False) -> bytes | Sequence[bytes] | None:
+    def show(
+        self, state: ProgressState, since: str = "", *, gap: bool = False
+    ) -> bytes | Sequence[bytes] | None:
         """Return the message with the state as it is.
 
         Args:
