@@ -107,14 +107,16 @@ class Sockets:
         """Count a socket in."""
         self._open.add(one)
         self.keepalive.add(one)
-        self.heartbeat.add(one)
+        if isinstance(one, Connection):  # others have none in their dialects
+            self.heartbeat.add(one)
         OPEN.set(len(self._open))
 
     def remove(self, one: Held) -> None:
         """Count it out."""
         self._open.discard(one)
         self.keepalive.remove(one)
-        self.heartbeat.remove(one)
+        if isinstance(one, Connection):
+            self.heartbeat.remove(one)
         OPEN.set(len(self._open))
 
     def open_of(self, tenant: str) -> int:

@@ -6,6 +6,7 @@ with states, since those say what is so and not what has been told.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
@@ -55,8 +56,10 @@ class ServerSent(Dialect):
         about = {"id": subject} if subject else {}
         return _block({"type": "refused" if kind == "error" else kind, **about, **data})
 
-    def framed(self, payload: bytes) -> bytes:
+    def framed(self, payload: bytes | Sequence[bytes]) -> bytes:
         """Return a message as a chunk of the body (RFC 9112 section 7.1), or as it is."""
+        if not isinstance(payload, bytes):
+            payload = b"".join(payload)
         return b"%x\r\n%b\r\n" % (len(payload), payload) if self._chunked else payload
 
 
