@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from services.gateway.dialects.events import Events, PackedEvents
+from services.gateway.dialects.events import EventsJson, EventsMsgpack
 from services.gateway.dialects.protocol import (
     Malformed,
     Message,
@@ -31,18 +31,18 @@ from tests.gateway.samples import ADA, SIZE, Told
 UPLOAD_ID: Final = "0b7f7a52-63a5-4b8e-9d4c-6d5f0c1a2b3c"
 EVENT_ID: Final = "1735732800000-0-7"
 BOTH: Final = pytest.mark.parametrize(
-    "dialect", [Events(), PackedEvents()], ids=["json", "msgpack"]
+    "dialect", [EventsJson(), EventsMsgpack()], ids=["json", "msgpack"]
 )
 
 
-def parsed(dialect: Events, message: Any) -> Message:
+def parsed(dialect: EventsJson, message: Any) -> Message:
     """Return what a dialect makes of a message in its encoding."""
     if dialect.binary:
         return dialect.parse_binary(msgspec.msgpack.encode(message))
     return dialect.parse(json.dumps(message))
 
 
-def read(dialect: Events, payload: bytes) -> Any:
+def read(dialect: EventsJson, payload: bytes) -> Any:
     """Return what a client reads."""
     return msgspec.msgpack.decode(payload) if dialect.binary else json.loads(payload)
 
@@ -124,7 +124,7 @@ MALFORMED: Final[dict[str, tuple[Any, str]]] = {
 
 @BOTH
 @pytest.mark.parametrize("case", FROM_CLIENTS)
-def test_messages_from_clients(dialect: Events, case: str) -> None:
+def test_messages_from_clients(dialect: EventsJson, case: str) -> None:
     """Each message is understood."""
     message, expected = FROM_CLIENTS[case]
     assert parsed(dialect, message) == expected
@@ -132,7 +132,7 @@ def test_messages_from_clients(dialect: Events, case: str) -> None:
 
 @BOTH
 @pytest.mark.parametrize("case", MALFORMED)
-def test_malformed_messages(dialect: Events, case: str) -> None:
+def test_malformed_messages(dialect: EventsJson, case: str) -> None:
     """What cannot be meant so is refused, and the client is told what was expected."""
     message, reason = MALFORMED[case]
     assert parsed(dialect, message) == Message(Malformed(reason))
@@ -141,9 +141,9 @@ def test_malformed_messages(dialect: Events, case: str) -> None:
 def test_wrong_kind_of_frame() -> None:
     """Each encoding has its kind of frame."""
     message = Message(Malformed("Only binary messages are understood."))
-    assert PackedEvents().parse('{"type":"ping"}') == message
+    assert EventsMsgpack().parse('{"type":"ping"}') == message
     message = Message(Malformed("Only text messages are understood."))
-    assert Events().parse_binary(msgspec.msgpack.encode({"type": "ping"})) == message
+    assert EventsJson().parse_binary(msgspec.msgpack.encode({"type": "ping"})) == message
 
 
 @given(st.text())
@@ -153,7 +153,7 @@ def test_wrong_kind_of_frame() -> None:
 @example('{"type":"ping","data":' + "[" * 30_000)
 def test_hostile_text(text: str) -> None:
     """Whatever text comes, it is a message."""
-    assert isinstance(Events().parse(text), Message)
+    assert isinstance(EventsJson().parse(text), Message)
 
 
 @given(st.binary())
@@ -162,7 +162,7 @@ def test_hostile_text(text: str) -> None:
 @example(b"\x81\xa4type\xa4\xff\xff\xff\xff")
 def test_hostile_bytes(data: bytes) -> None:
     """Whatever bytes come, they are a message."""
-    assert isinstance(PackedEvents().parse_binary(data), Message)
+    assert isinstance(EventsMsgpack().parse_binary(data), Message)
 
 
 Step = Callable[[Told], LifecycleEvent]
@@ -175,7 +175,7 @@ STEPS: Final[tuple[Step, ...]] = (
 
 @BOTH
 @pytest.mark.parametrize("step", STEPS, ids=lambda one: one.__name__)
-def test_events(dialect: Events, step: Step) -> None:
+def test_events(dialect: EventsJson, step: Step) -> None:
     """Each lifecycle event goes out as it stands on its stream, with its id."""
     event = step(Told(UPLOAD_ID))
     state = fold(None, event)
@@ -194,7 +194,7 @@ def created() -> ProgressState:
 
 
 @BOTH
-def test_positions(dialect: Events) -> None:
+def test_positions(dialect: EventsJson) -> None:
     """A position has no id: it is not logged."""
     told = Told(UPLOAD_ID)
     told.created()
@@ -214,7 +214,7 @@ def test_positions(dialect: Events) -> None:
 
 @BOTH
 @pytest.mark.parametrize("gap", [False, True])
-def test_states(dialect: Events, gap: bool) -> None:
+def test_states(dialect: EventsJson, gap: bool) -> None:
     """A state says whether it is the first thing, or stands for what cannot be told again."""
     found = read(dialect, dialect.show(created(), EVENT_ID, gap=gap))
     snapshot = found.pop("snapshot")
@@ -249,7 +249,7 @@ ANSWERS: Final[dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]]] = {
 
 @BOTH
 @pytest.mark.parametrize("case", ANSWERS)
-def test_answers(dialect: Events, case: str) -> None:
+def test_answers(dialect: EventsJson, case: str) -> None:
     """Each answer has its type, and says what it is about."""
     kind, subject, data, expected = ANSWERS[case]
     assert (
@@ -279,7 +279,7 @@ OWED: Final = st.lists(
 @given(owed=OWED)
 @example(owed=[1] * 40)
 @example(owed=[40_000, 40_000, 1, "answer", 1, 1])
-def test_joining(dialect: Events, owed: list[str | int]) -> None:
+def test_joining(dialect: EventsJson, owed: list[str | int]) -> None:
     """What is due together comes in few messages, none large, nothing lost or moved."""
     told, frames, expected = Told(UPLOAD_ID), [], []
     for number, one in enumerate(owed):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 from services.gateway.dialects.dashboard import Dashboard
-from services.gateway.dialects.events import Events, PackedEvents
+from services.gateway.dialects.events import EventsJson, EventsMsgpack
 from services.gateway.dialects.jobs import Jobs
 from services.gateway.dialects.media import Media
 from services.gateway.dialects.pipeline import Pipeline
@@ -23,6 +23,6 @@ ALL: Final[tuple[Dialect, ...]] = (
     Pipeline(),
     Processing(),
     Jobs(),
-    Events(),
-    PackedEvents(),
+    EventsJson(),
+    EventsMsgpack(),
 )

@@ -29,7 +29,7 @@ from shared.events import Event
 from shared.identity import Principal
 from shared.times import Timestamp
 
-__all__ = ["Events", "PackedEvents", "event_fields", "told_state"]
+__all__ = ["EventsJson", "EventsMsgpack", "event_fields", "told_state"]
 
 _MOST_IDS: Final = 1_000
 _LARGEST_JOINED: Final = 64 * 1024
@@ -167,7 +167,7 @@ def told_state(state: ProgressState, since: str, *, gap: bool) -> EventsSnapshot
     return kind(upload_id=state.session_id, since=since, snapshot=snapshot_of(state))
 
 
-class Events(Dialect):
+class EventsJson(Dialect):
     """``{"events":[…]}``, each with an ``id`` that a later ``subscribe`` takes as ``since``."""
 
     name = "events"
@@ -246,8 +246,8 @@ class Events(Dialect):
         return frame(_JSON_HEAD + b",".join(bodies) + b"]}")
 
 
-class PackedEvents(Events):
-    """As ``Events``, but in MessagePack."""
+class EventsMsgpack(EventsJson):
+    """As ``EventsJson``, but in MessagePack."""
 
     name = "events_msgpack"
     subprotocol = "events.v1.msgpack"
