@@ -234,7 +234,7 @@ async def _chunked(body: bytes) -> AsyncIterator[bytes]:
         (GOOD, {"Content-Type": "text/plain"}, 415, "UNSUPPORTED_MEDIA_TYPE"),
         (GOOD, {}, 415, "UNSUPPORTED_MEDIA_TYPE"),
         (
-            gzip.compress(GOOD),
+            gzip.compress(GOOD, mtime=0),
             {**JSON, "Content-Encoding": "gzip"},
             *(415, "UNSUPPORTED_MEDIA_TYPE"),
         ),
