@@ -19,6 +19,7 @@ from services.gateway.folding import counter_of, fold, move, require_writable
 from services.gateway.keys import Keys
 from services.gateway.log import LOG_LIMIT, Logged, UploadLog, counter_name, log_from
 from services.gateway.record import JOB_FIELDS, from_fields, to_fields
+from services.gateway.round_trips import RoundTrips
 from services.gateway.sessions_index import SessionsIndex
 from services.gateway.state import ProgressState
 from shared import events
@@ -27,7 +28,6 @@ from shared.identity import Principal
 from shared.stream_group import GroupEntry
 from shared.streams import (
     Command,
-    command,
     flat_dict,
     partition_in,
     pipelined,
@@ -69,6 +69,7 @@ class Projection:
 
     def __init__(self, redis: Redis, *, prefix: str, ttl_s: int) -> None:
         self._redis: Final = redis
+        self._reads: Final = RoundTrips(redis)
         keys = Keys(prefix)
         self._key: Final = keys.upload
         self._user_key: Final = keys.user
@@ -80,8 +81,8 @@ class Projection:
 
     async def upload_of_job(self, job_id: str) -> str | None:
         """Return the upload that a job processes."""
-        found: bytes | None = await command(self._redis, "GET", self._job_key(job_id))
-        return found.decode() if found is not None else None
+        (found,) = await self._reads.ask(("GET", self._job_key(job_id)))
+        return found.decode() if isinstance(found, bytes) else None
 
     async def log_of(self, upload_ids: Iterable[str]) -> dict[str, UploadLog]:
         """Return the recorded events of several uploads; of an unknown one, an empty log."""
@@ -89,9 +90,8 @@ class Projection:
         found = {}
         for start in range(0, len(ids), _READ_BATCH):
             batch = ids[start : start + _READ_BATCH]
-            replies = await pipelined(
-                self._redis, [("HGETALL", self._log_key(one)) for one in batch]
-            )
+            logs = (("HGETALL", self._log_key(one)) for one in batch)
+            replies = await self._reads.ask(*logs)
             for one, reply in zip(batch, replies, strict=True):
                 found[one] = log_from(_as_dict(reply))
         return found
@@ -99,8 +99,8 @@ class Projection:
     async def named(self, caller: Principal, name: str) -> str | None:
         """Return the upload that the caller's own name for a session stands for."""
         key = self._name_key(caller.tenant, caller.user_id, name)
-        found: bytes | None = await command(self._redis, "GETEX", key, "EX", self._ttl_s)
-        return found.decode() if found is not None else None
+        (found,) = await self._reads.ask(("GETEX", key, "EX", self._ttl_s))
+        return found.decode() if isinstance(found, bytes) else None
 
     async def meant_by(self, caller: Principal, names: Sequence[str]) -> dict[str, str]:
         """Return the uploads that names stand for: the caller's own, or ids of jobs."""
@@ -123,9 +123,7 @@ class Projection:
         ids, found = list(upload_ids), {}
         for start in range(0, len(ids), _READ_BATCH):
             batch = ids[start : start + _READ_BATCH]
-            replies = await pipelined(
-                self._redis, [("HGETALL", self._key(one)) for one in batch]
-            )
+            replies = await self._reads.ask(*(("HGETALL", self._key(one)) for one in batch))
             for one, reply in zip(batch, replies, strict=True):
                 state = from_fields(_as_dict(reply))
                 if state is not None:
@@ -135,7 +133,7 @@ class Projection:
     async def sessions_of(self, user_id: str) -> list[ProgressState]:
         """Return the recorded sessions of a user, newest first; forget those that are gone."""
         key = self._user_key(user_id)
-        members: Any = (await pipelined(self._redis, [("SMEMBERS", key)]))[0]
+        (members,) = await self._reads.ask(("SMEMBERS", key))
         ids = [one.decode(errors="replace") for one in members]
         found = await self.read_all(ids)
         gone = [one for one in ids if one not in found]
