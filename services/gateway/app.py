@@ -80,7 +80,7 @@ def install(app: web.Application, settings: Settings) -> None:
         app[KEPT_S] = ttl_s
         await group.prepare()
         await relay.reading.start()
-        sockets = Sockets(relay, app[AUTHENTICATOR], settings)
+        sockets = await Sockets(relay, app[AUTHENTICATOR], settings).prepared()
         publisher = Publisher(
             redis,
             partitions=settings.event_partitions,

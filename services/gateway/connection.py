@@ -72,8 +72,9 @@ class Connection:
     """
 
     __slots__ = (
-        *("_around", "_closing", "_conversation", "_dialect", "_expiry", "_inbox", "_loop"),
-        *("_outbound", "_subject", "_transport", "_wire", "_working", "asked_at", "heard_at"),
+        *("_around", "_closing", "_conversation", "_cut", "_dialect", "_expiry", "_inbox"),
+        *("_loop", "_outbound", "_subject", "_transport", "_wire", "_working"),
+        *("asked_at", "heard_at"),
     )
 
     def __init__(
@@ -86,7 +87,7 @@ class Connection:
         self._around: Final = around
         self._loop: Final = asyncio.get_running_loop()
         self._outbound: Final = Outbound(
-            wire.transport, around.flusher, self._too_slow, dialect.join
+            wire.transport, around.flusher, self._too_slow, dialect.join, wire.send
         )
         self._conversation: Final = Conversation(
             subject,
@@ -98,6 +99,7 @@ class Connection:
         self._inbox: deque[Message] | None = None
         self._working = False
         self._expiry: asyncio.TimerHandle | None = None
+        self._cut: asyncio.TimerHandle | None = None
         self._closing = False
         self.heard_at = self._loop.time()
         self.asked_at: float | None = None
@@ -196,10 +198,9 @@ class Connection:
         """Write a ping and return True, unless the socket is busy with what it got before."""
         if self._transport.is_closing():
             return False
-        if self._transport.get_write_buffer_size():
+        if not self._wire.send(frame):
             self._around.flusher.expect_drain(self._outbound)
             return False
-        self._transport.write(frame)
         return True
 
     @property
@@ -248,12 +249,12 @@ class Connection:
 
     async def _close(self, code: int, reason: str) -> None:
         # A peer that does not read never sees the close frame; it must not keep us waiting.
-        cut = self._loop.call_later(ABORT_S, self.abort)
+        self._cut = self._loop.call_later(ABORT_S, self.abort)
         try:
             await self._wire.close(code, reason)
         finally:
             if not self._transport.get_write_buffer_size():
-                cut.cancel()
+                self._cut.cancel()
 
     def abort(self) -> None:
         """Cut the connection."""
@@ -269,5 +270,7 @@ class Connection:
     def forget(self) -> None:
         """Leave no trace of the socket in what outlives it."""
         self._closing = True
+        if self._cut is not None:
+            self._cut.cancel()
         self._leave()
         self._around.flusher.forget(self._outbound)

@@ -21,7 +21,9 @@ from prometheus_client import Counter
 __all__ = ["Flusher", "Outbound"]
 
 _MAX_QUEUED_FRAMES: Final = 1024
-_MAX_QUEUED_BYTES: Final = 256 * 1024
+_MAX_QUEUED_BYTES: Final = 192 * 1024
+_FRAME_COST: Final = 128
+"""Bytes that a queued frame takes besides its own, so that small ones are not for nothing."""
 _UNSENT_LOW_WATER: Final = 16 * 1024
 """Bytes the kernel takes ahead of the network. Unbounded, a client that stopped reading
 swallows 4 MB of progress that is stale by the time it is read."""
@@ -43,20 +45,14 @@ class Outbound:
         flusher: Shared by all sockets of the loop.
         on_slow: Called once, when the bound is passed or nothing drained for too long.
         join: Makes one write of several frames.
+        send: Writes to the socket, unless something is queued there: then it returns False.
+            ``None``: by the transport.
 
     """
 
     __slots__ = (
-        "_dirty",
-        "_finished",
-        "_flusher",
-        "_frames",
-        "_join",
-        "_on_slow",
-        "_queued_bytes",
-        "_slow",
-        "_transport",
-        "stalled_at",
+        *("_dirty", "_finished", "_flusher", "_frame", "_frames", "_join", "_key"),
+        *("_on_slow", "_queued_bytes", "_send", "_slow", "_transport", "stalled_at"),
         "written_at",
     )
 
@@ -66,12 +62,18 @@ class Outbound:
         flusher: Flusher,
         on_slow: Callable[[], None],
         join: Callable[[Collection[bytes]], bytes] = b"".join,
+        send: Callable[[bytes], bool] | None = None,
     ) -> None:
         self._transport: Final = transport
         self._flusher: Final = flusher
         self._on_slow: Final = on_slow
         self._join: Final = join
-        self._frames: dict[object, bytes] = {}
+        self._send: Final = send if send is not None else self._send_by_transport
+        self._frame: bytes | None = None
+        """The only one that is owed, as it mostly is; several stand in ``_frames``."""
+        self._key: object = None
+        """Of ``_frame``, if it is progress."""
+        self._frames: dict[object, bytes] | None = None
         self._queued_bytes = 0
         self._dirty = False
         self._finished = False
@@ -85,46 +87,79 @@ class Outbound:
         """Owe a frame that must arrive, after all before it; drop a progress it supersedes."""
         if self._finished:
             return
+        self._queued_bytes += len(frame) + _FRAME_COST
+        if not self._dirty:
+            self._dirty = True
+            self._frame = frame
+            self._flusher.add(self)
+            return
+        frames = self._several()
         if supersedes is not None:
-            self._frames.pop(supersedes, None)
-        self._frames[next(_numbers)] = frame
-        self._queued_bytes += len(frame)
-        too_many = len(self._frames) > _MAX_QUEUED_FRAMES
+            frames.pop(supersedes, None)
+        frames[next(_numbers)] = frame
+        too_many = len(frames) > _MAX_QUEUED_FRAMES
         if self.stalled_at is not None and (too_many or self._queued_bytes > _MAX_QUEUED_BYTES):
             self.give_up()
-        elif not self._dirty:
-            self._dirty = True
-            self._flusher.add(self)
 
     def put_latest(self, key: object, frame: bytes) -> None:
         """Owe the newest progress under ``key``; one that still waits is replaced."""
         if self._finished:
             return
-        frames = self._frames
         if not self._dirty:
             self._dirty = True
+            self._key = key
+            self._frame = frame
             self._flusher.add(self)
-        elif key in frames:
+            return
+        frames = self._several()
+        if key in frames:
             self._flusher.conflated += 1
         frames[key] = frame
 
-    def flush(self) -> bool:
-        """Write what is owed if the transport is empty; return whether nothing is owed now."""
-        transport = self._transport
-        if transport.is_closing():
+    def _several(self) -> dict[object, bytes]:
+        """Return what is owed, with room for more."""
+        frames = self._frames
+        if frames is None:
+            frames = self._frames = {}
+        if self._frame is not None:
+            frames[next(_numbers) if self._key is None else self._key] = self._frame
+            self._frame = self._key = None
+        return frames
+
+    def flush(self) -> int:
+        """Write what is owed, if nothing is queued below.
+
+        Returns how many frames that were; less than none: it has not drained, and waits.
+        """
+        frame, written = self._frame, 1
+        if frame is None:
+            frames = self._frames
+            if frames:
+                frame, written = self._joined(frames), len(frames)
+            elif self.stalled_at is not None and self._transport.get_write_buffer_size():
+                return -1
+        if frame is None:
+            written = 0
+        elif not self._send(frame):
+            return -1
+        else:
+            self.written_at = self._flusher.turn_at
             self._forgive()
-        elif self._frames or self.stalled_at is not None:
-            if transport.get_write_buffer_size():
-                return False
-            self._write()
         self._dirty = False
         self.stalled_at = None
-        return True
+        return written
+
+    def _joined(self, frames: dict[object, bytes]) -> bytes:
+        if len(frames) == 1:
+            (frame,) = frames.values()
+            return frame
+        return self._join(frames.values())
 
     async def drained(self) -> None:
         """Return when the other end has taken what it was owed, or never will."""
         while not (self._finished or self._transport.is_closing()):
-            if not self._frames and not self._transport.get_write_buffer_size():
+            owed = self._frame is not None or self._frames
+            if not owed and not self._transport.get_write_buffer_size():
                 return
             if not self._dirty:
                 self._flusher.expect_drain(self)
@@ -136,7 +171,10 @@ class Outbound:
         What follows it on the transport is the end of the socket.
         """
         if not self._transport.is_closing():
-            self._write()
+            frames = self._several()
+            if frames:
+                self._transport.write(self._joined(frames))
+                self._flusher.count(len(frames))
         self._forgive()
         self._finished = True
 
@@ -147,22 +185,16 @@ class Outbound:
             self._slow = True
             self._on_slow()
 
-    def _write(self) -> None:
-        frames = self._frames
-        if not frames:
-            return
-        if len(frames) == 1:
-            (data,) = frames.values()
-        else:
-            data = self._join(frames.values())
-        self._flusher.frames += len(frames)
-        self._flusher.writes += 1
-        self.written_at = self._flusher.turn_at
+    def _send_by_transport(self, data: bytes) -> bool:
+        if self._transport.is_closing():
+            return True
+        if self._transport.get_write_buffer_size():
+            return False
         self._transport.write(data)
-        self._forgive()
+        return True
 
     def _forgive(self) -> None:
-        self._frames.clear()
+        self._frame = self._key = self._frames = None
         self._queued_bytes = 0
 
 
@@ -189,9 +221,6 @@ class Flusher:
         self._dirty: list[Outbound] = []
         self._stalled: set[Outbound] = set()
         self._timer: asyncio.TimerHandle | None = None
-        # Counted here and told once a turn: a metric takes a lock, and there are many sockets.
-        self.frames = 0
-        self.writes = 0
         self.conflated = 0
         self.turn_at = loop.time()
         """When the last turn in which anything was written began; the loop's clock."""
@@ -214,16 +243,22 @@ class Flusher:
     def _flush(self) -> None:
         dirty, self._dirty = self._dirty, []
         self.turn_at = self._loop.time()
+        frames = writes = 0
         for outbound in dirty:
-            if not outbound.flush():
+            written = outbound.flush()
+            if written > 0:
+                frames += written
+                writes += 1
+            elif written < 0:
                 self._stall(outbound)
-        self._tell()
+        self.count(frames, writes)
 
-    def _tell(self) -> None:
-        FRAMES.inc(self.frames)
-        FLUSHED.inc(self.writes)
+    def count(self, frames: int, writes: int = 1) -> None:
+        """Count what was written; of many sockets at once, for a metric takes a lock."""
+        FRAMES.inc(frames)
+        FLUSHED.inc(writes)
         CONFLATED.inc(self.conflated)
-        self.frames = self.writes = self.conflated = 0
+        self.conflated = 0
 
     def expect_drain(self, outbound: Outbound) -> None:
         """Watch a socket that is owed nothing more, but has not drained."""
@@ -241,8 +276,10 @@ class Flusher:
         self._timer = None
         now = self.turn_at = self._loop.time()
         for outbound in list(self._stalled):
-            if outbound.flush():
+            written = outbound.flush()
+            if written >= 0:
                 self._stalled.discard(outbound)
+                self.count(written, 1 if written else 0)
             elif now - (outbound.stalled_at or now) > self._stall_limit_s:
                 self._stalled.discard(outbound)
                 outbound.give_up()

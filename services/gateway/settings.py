@@ -72,3 +72,10 @@ class Settings(CommonSettings, frozen=True, kw_only=True):
             description="reports on jobs, of one service, such as `5/s burst 9`",
         ),
     ] = "500/s burst 5000"
+    websocket_reader: Annotated[
+        Literal["auto", "aiohttp"],
+        msgspec.Meta(
+            description="who reads sockets: auto is the gateway itself where a trial at start "
+            "says that it can; aiohttp costs more memory"
+        ),
+    ] = "auto"

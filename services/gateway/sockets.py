@@ -4,27 +4,38 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Final, Protocol
+from typing import Final, Protocol, Self
 
+import structlog
 from aiohttp import WSCloseCode, hdrs, web
 from prometheus_client import Counter, Gauge
 
+from services.gateway.closing import Closing
 from services.gateway.connection import Connection, Surroundings
 from services.gateway.dialects.protocol import Dialect
 from services.gateway.heartbeat import Heartbeat
 from services.gateway.keepalive import Alive, Keepalive
 from services.gateway.login import from_handshake
 from services.gateway.outbound import Flusher
+from services.gateway.own_wire import OwnWire
 from services.gateway.relay import Relay
 from services.gateway.settings import Settings
+from services.gateway.takeover import Handover, why_not
 from services.gateway.wire import PumpedWire
 from shared.cors import origin_allowed
 from shared.errors import Forbidden, Unavailable
-from shared.identity import BEARER_SUBPROTOCOL, Authenticator, authenticates_itself
+from shared.identity import (
+    BEARER_SUBPROTOCOL,
+    Authenticator,
+    Principal,
+    authenticates_itself,
+)
 from shared.lifecycle import TaskSet
 from shared.serve import CORS
 
 __all__ = ["SOCKETS", "Sockets", "add_socket_routes"]
+
+log = structlog.stdlib.get_logger(__name__)
 
 _MAX_MESSAGE: Final = 64 * 1024
 _CLOSE_S: Final = 2.0
@@ -79,7 +90,27 @@ class Sockets:
         self._limit: Final = settings.websocket_max_connections_total
         self._open: Final[set[Held]] = set()
         self._closing = False
+        self._takes_over = False
+        self._may_take_over: Final = settings.websocket_reader == "auto"
         STALLED.set_function(lambda: self.around.flusher.stalled)
+
+    async def prepared(self) -> Self:
+        """Return these, once it is known whether they can be read without aiohttp."""
+        if self._may_take_over:
+            fault = await why_not()
+            self._takes_over = fault is None
+            if fault is not None:
+                log.warning("sockets_read_by_aiohttp", reason=fault)
+        return self
+
+    def takes_over(self, request: web.Request) -> bool:
+        """Whether a socket is served without aiohttp; one on TLS is not."""
+        transport = request.transport
+        return (
+            self._takes_over
+            and transport is not None
+            and transport.get_extra_info("sslcontext") is None
+        )
 
     def _on_dead(self, one: Alive) -> None:
         if isinstance(one, Connection):  # others are not asked for an answer
@@ -128,6 +159,51 @@ class Sockets:
         """Whether no more sockets are let in."""
         return len(self._open) >= self._limit
 
+    async def take_over(
+        self,
+        request: web.Request,
+        protocol: str | None,
+        dialect: Dialect,
+        caller: Principal | Closing | None,
+    ) -> web.StreamResponse:
+        """Answer a handshake and serve the socket without aiohttp; returns at once."""
+        answer = Handover(request, protocol)
+        taken = await answer.take(request)
+        if taken is None:
+            return answer
+        transport, tail = taken
+        wire = OwnWire(transport, limit=_MAX_MESSAGE, on_gone=lambda: self._gone(connection))
+        connection = Connection(wire, dialect, subject_of(request), self.around)
+        self.add(connection)
+        connection.open(caller)
+        wire.start(connection, tail)
+        return answer
+
+    async def serve_pumped(
+        self,
+        request: web.Request,
+        ws: web.WebSocketResponse,
+        dialect: Dialect,
+        caller: Principal | Closing | None,
+    ) -> web.StreamResponse:
+        """Serve a socket that aiohttp reads, until it ends."""
+        transport = request.transport
+        if transport is None:
+            raise ConnectionResetError("the client has gone")
+        wire = PumpedWire(ws, transport)
+        connection = Connection(wire, dialect, subject_of(request), self.around)
+        self.add(connection)
+        try:
+            connection.open(caller)
+            await wire.serve(connection)
+        finally:
+            self._gone(connection)
+        return ws
+
+    def _gone(self, one: Connection) -> None:
+        self.remove(one)
+        one.forget()
+
     async def close_all(self) -> None:
         """Tell all to reconnect elsewhere, at once, waiting for nobody longer than for all."""
         self._closing = True
@@ -147,6 +223,11 @@ def add_socket_routes(router: web.UrlDispatcher, dialects: tuple[Dialect, ...]) 
             by_path.setdefault(path, []).append(dialect)
     for path, spoken in by_path.items():
         router.add_get(path, _route(tuple(spoken)), allow_head=False)
+
+
+def subject_of(request: web.Request) -> str:
+    """Return what the path names; empty: nothing."""
+    return next(iter(request.match_info.values()), "")
 
 
 def _chosen(dialects: tuple[Dialect, ...], request: web.Request) -> Dialect:
@@ -174,20 +255,10 @@ def _route(
             max_msg_size=_MAX_MESSAGE,
             timeout=_CLOSE_S,
         )
+        ready = ws.can_prepare(request)
+        if ready.ok and sockets.takes_over(request):
+            return await sockets.take_over(request, ready.protocol, dialect, caller)
         await ws.prepare(request)
-        transport = request.transport
-        if transport is None:
-            raise ConnectionResetError("the client has gone")
-        wire = PumpedWire(ws, transport)
-        subject = next(iter(request.match_info.values()), "")
-        connection = Connection(wire, dialect, subject, sockets.around)
-        sockets.add(connection)
-        try:
-            connection.open(caller)
-            await wire.serve(connection)
-        finally:
-            sockets.remove(connection)
-            connection.forget()
-        return ws
+        return await sockets.serve_pumped(request, ws, dialect, caller)
 
     return open_socket

@@ -35,6 +35,12 @@ class Wire(Protocol):
     def transport(self) -> asyncio.Transport:
         """What frames to the other end are written to."""
 
+    def send(self, data: bytes) -> bool:
+        """Write at once, or return False: what was written before is not drained yet.
+
+        What is closing takes everything, and sends nothing. Never raises.
+        """
+
     async def close(self, code: int, reason: str) -> None:
         """Send a close frame and wait a moment for the answer; never raises."""
 
@@ -57,6 +63,15 @@ class PumpedWire:
     def transport(self) -> asyncio.Transport:
         """What frames to the other end are written to."""
         return self._transport
+
+    def send(self, data: bytes) -> bool:
+        """Write to the transport, if it has nothing queued."""
+        if self._transport.is_closing():
+            return True
+        if self._transport.get_write_buffer_size():
+            return False
+        self._transport.write(data)
+        return True
 
     async def serve(self, listener: Listener) -> None:
         """Pass on what comes until either side ends it."""

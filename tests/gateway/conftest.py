@@ -55,9 +55,20 @@ def bus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
         yield server
 
 
+READERS: Final = ("auto", "aiohttp")
+"""Who reads sockets: the gateway itself, or aiohttp where that is not possible."""
+
+
+@pytest.fixture(scope="session")
+def socket_reader(request: pytest.FixtureRequest) -> str:
+    """Who reads the sockets of the gateways; both in the tests that ask for that."""
+    chosen: str = getattr(request, "param", READERS[0])
+    return chosen
+
+
 @pytest.fixture(scope="session")
 def gateway(
-    bus: RedisServer, tmp_path_factory: pytest.TempPathFactory
+    bus: RedisServer, tmp_path_factory: pytest.TempPathFactory, socket_reader: str
 ) -> Iterator[ServiceProcess]:
     """A gateway that many tests share; its log must stay free of errors."""
     env = {
@@ -65,6 +76,7 @@ def gateway(
         "REDIS_URL": bus.url,
         "CORS_ALLOWED_ORIGINS": ORIGIN,
         "WEBSOCKET_AUTH_TIMEOUT": "1",
+        "WEBSOCKET_READER": socket_reader,
     }
     service = ServiceProcess("gateway", env, tmp_path_factory.mktemp("gateway") / "log")
     with running(service):
@@ -76,13 +88,15 @@ StartGateway = Callable[..., ServiceProcess]
 
 
 @pytest.fixture
-def start_gateway(bus: RedisServer, tmp_path: Path) -> Iterator[StartGateway]:
+def start_gateway(
+    bus: RedisServer, tmp_path: Path, socket_reader: str
+) -> Iterator[StartGateway]:
     """Start gateways with settings of the test's own; they end with it, and without errors."""
     services: list[ServiceProcess] = []
     with ExitStack() as stack:
 
         def start(**env: str) -> ServiceProcess:
-            settings = {"REDIS_URL": bus.url, **env}
+            settings = {"REDIS_URL": bus.url, "WEBSOCKET_READER": socket_reader, **env}
             service = ServiceProcess("gateway", settings, tmp_path / f"log{len(services)}")
             services.append(service)
             stack.enter_context(running(service))

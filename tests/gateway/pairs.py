@@ -85,6 +85,7 @@ async def connected(*, receive_buffer: int | None = None) -> AsyncIterator[End]:
         try:
             yield End(transport, peer)
         finally:
-            transport.abort()
+            with contextlib.suppress(AttributeError):  # asyncio aborts no transport twice
+                transport.abort()
             server.close()
             await server.wait_closed()
