@@ -97,6 +97,7 @@ async def crowd(port: int, path: str, count: int) -> AsyncIterator[list[Member]]
                 for one in members[start : start + _AT_ONCE]
             )
             transports += [transport for transport, _ in await asyncio.gather(*opening)]
+            await members[start].ready.wait()  # no faster than it lets them in
         async with asyncio.timeout(30):
             for member in members:
                 await member.ready.wait()

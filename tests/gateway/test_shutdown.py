@@ -6,13 +6,14 @@ import asyncio
 import time
 from contextlib import AsyncExitStack
 
+import pytest
 from pytest_aiohttp import AiohttpClient
 from redis.asyncio import Redis
 
 from services.gateway.app import create_app
 from services.gateway.settings import Settings
 from services.gateway.sockets import SOCKETS
-from tests.gateway.conftest import StartGateway
+from tests.gateway.conftest import READERS, StartGateway
 from tests.gateway.dialling import DIALS
 from tests.gateway.feed import Feed
 from tests.gateway.metrics import metric
@@ -28,6 +29,12 @@ HANDSHAKE = {
     "Sec-WebSocket-Version": "13",
     "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
 }
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Let both readers of sockets pass every test that has a gateway."""
+    if "socket_reader" in metafunc.fixturenames:
+        metafunc.parametrize("socket_reader", READERS, indirect=True, scope="session")
 
 
 async def ended(service: ServiceProcess) -> float:

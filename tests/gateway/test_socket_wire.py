@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,7 +17,7 @@ from typing import Final
 import pytest
 
 from shared.identity import Principal
-from tests.gateway.conftest import StartGateway, bearer
+from tests.gateway.conftest import READERS, StartGateway, bearer
 from tests.gateway.feed import Feed
 from tests.gateway.raw_socket import BINARY, CLOSE, PING, PONG, TEXT, Frame, RawSocket, frame
 from tests.gateway.samples import Told, principal
@@ -24,6 +25,12 @@ from tests.processes import ServiceProcess
 from tests.shared.waiting import eventually
 
 LOCAL: Final = principal("local", "local")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Let both readers of sockets pass every test that has a gateway."""
+    if "socket_reader" in metafunc.fixturenames:
+        metafunc.parametrize("socket_reader", READERS, indirect=True, scope="session")
 
 
 class Scene:
@@ -84,7 +91,7 @@ GARBAGE: dict[str, tuple[bytes, set[int | None]]] = {
     "close with one byte": (frame(CLOSE, b"x"), {1002}),
     "close reason of no text": (frame(CLOSE, struct.pack("!H", 1000) + b"\xff"), {1007}),
     "huge declared length": (HUGE, {1009}),
-    "length beyond 63 bits": (struct.pack("!BBQ", 0x81, 0xFF, 2**64 - 1), {1009}),
+    "length beyond 63 bits": (struct.pack("!BBQ", 0x81, 0xFF, 2**64 - 1), {1002, 1009}),
     "HTTP again": (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", {1002}),
     "noise": (bytes(range(256)) * 40, {1002}),
 }
@@ -136,6 +143,44 @@ async def test_fragmented_message(scene: Scene) -> None:
     frames = [await scene.peer.frame() for _ in range(2)]
     assert Frame(PONG, b"now") in frames
     assert any(one is not None and b'"pong"' in one.payload for one in frames)
+
+
+async def test_fragments_without_end(scene: Scene, socket_reader: str) -> None:
+    """A message of ever more empty fragments disturbs nobody; we end it, with 1008."""
+    await scene.peer.send(frame(TEXT, fin=False) + frame(0, fin=False) * 5000)
+    await scene.bystander_is_well()
+    if socket_reader == READERS[0]:
+        while (found := await scene.peer.frame()) is not None and found.opcode != CLOSE:
+            pass
+        assert found is not None
+        assert int.from_bytes(found.payload[:2]) == 1008
+
+
+async def test_one_byte_a_segment(scene: Scene) -> None:
+    """A message that comes byte by byte is understood; others get theirs meanwhile."""
+    scene.peer.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    said = frame(TEXT, json.dumps({"type": "ping", "pad": "x" * 2000}).encode())
+    for n in range(len(said) - 1):
+        await scene.peer.send(said[n : n + 1])
+    await scene.bystander_is_well()
+    assert (await scene.peer.hear())["type"] == "created"
+    await scene.peer.send(said[-1:])
+    assert (await scene.peer.hear())["type"] == "pong"
+
+
+async def test_half_a_connection(scene: Scene) -> None:
+    """Who ends its half, amid a frame or not, has ended the socket."""
+    await scene.peer.send(frame(TEXT, b"x" * 100)[:-5])
+    scene.peer.socket.shutdown(socket.SHUT_WR)
+    assert await scene.peer.end(answers=False) in {1006, 1002, None}
+    await scene.bystander_is_well()
+
+
+async def test_reset_amid_a_frame(scene: Scene) -> None:
+    """An RST in the middle of a frame ends that socket and nothing else."""
+    await scene.peer.send(frame(TEXT, b"x" * 60_000)[:30_000])
+    scene.peer.reset()
+    await scene.bystander_is_well()
 
 
 HARMLESS: dict[str, bytes] = {
