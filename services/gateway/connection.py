@@ -154,7 +154,7 @@ class Connection:
     async def _work(self, caller: Principal | None) -> None:
         """Obey what has come; ends when there is nothing more."""
         try:
-            if caller is not None:
+            if caller is not None and not self._closing:
                 await self._begin(caller)
             while self._inbox and not self._closing:
                 await self._conversation.obey(self._inbox.popleft())
@@ -163,6 +163,8 @@ class Connection:
         finally:
             self._working = False
             self._inbox = None
+            if self._closing:  # it may have become a watcher after it had left
+                self._leave()
 
     async def _begin(self, caller: Principal) -> None:
         if self._dialect.says_authenticated:
@@ -265,7 +267,7 @@ class Connection:
             self._expiry.cancel()
             self._expiry = None
         if self._conversation.watcher is not None:
-            self._around.relay.hub.drop(self._conversation.watcher)
+            self._around.relay.hub.forget(self._conversation.watcher)
 
     def forget(self) -> None:
         """Leave no trace of the socket in what outlives it."""

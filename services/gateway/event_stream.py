@@ -146,7 +146,7 @@ class EventStream:
         """Leave no trace of the connection in what outlives it."""
         if self._expiry is not None:
             self._expiry.cancel()
-        self._around.relay.hub.drop(self._watcher)
+        self._around.relay.hub.forget(self._watcher)
         self._around.flusher.forget(self._outbound)
 
 

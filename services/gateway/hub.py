@@ -183,7 +183,7 @@ class Hub:
         """Join and send the state: one step, so that no event falls between."""
         state = topic.state
         unwanted = topic in watcher.topics or topic.upload_id in watcher.declined
-        if unwanted or state is None:
+        if unwanted or watcher.gone or state is None:
             return
         topic.join(watcher)
         if show:
@@ -257,6 +257,8 @@ class Hub:
 
         ``states`` are those that there are, as of this very turn of the loop.
         """
+        if watcher.gone:
+            return
         if not self.follows(watcher):
             self._interest.follow()
         self._followers.setdefault(_owner(watcher), {})[watcher] = None
@@ -291,7 +293,7 @@ class Hub:
         return [topic.upload_id for topic in lost]
 
     def drop(self, watcher: Watcher) -> None:
-        """Forget a socket."""
+        """Let a socket watch nothing any more."""
         watcher.asked.clear()
         for topic in list(watcher.topics):
             topic.leave(watcher)
@@ -303,6 +305,11 @@ class Hub:
             self._interest.unfollow()
         if not followers:
             self._followers.pop(key, None)
+
+    def forget(self, watcher: Watcher) -> None:
+        """Drop a socket for good: it has gone."""
+        watcher.gone = True
+        self.drop(watcher)
 
     def let_go(self, *, before: int) -> None:
         """Let followers leave uploads that have been over since ``before`` (UTC, ms)."""

@@ -20,7 +20,7 @@ class Watcher:
     """One socket, as the hub knows it."""
 
     __slots__ = (
-        *("__weakref__", "_caller", "_on_caller", "asked", "declined"),
+        *("__weakref__", "_caller", "_on_caller", "asked", "declined", "gone"),
         *("dialect", "outbound", "topics"),
     )
 
@@ -41,6 +41,8 @@ class Watcher:
         """Uploads it has asked for and is not granted yet."""
         self.declined: Final[set[str]] = set()
         """Uploads of its owner that it does not want to follow."""
+        self.gone = False
+        """Whether its socket has; what was being looked up for it comes to nothing."""
 
     @property
     def caller(self) -> Principal:

@@ -395,6 +395,23 @@ async def test_drop_leaves_nothing_behind() -> None:
     assert not stage.hub._followers
 
 
+async def test_who_has_gone_joins_nothing() -> None:
+    """What was being looked up for a socket as it went makes it no follower, nor a watcher."""
+    stage, told = Stage(), Told()
+    watcher, sink = stage.watcher()
+    stage.hub.forget(watcher)
+    stage.hub.follow(watcher, [])
+    assert not stage.hub.followers
+    stage.tell(told.created())
+    subscribing = asyncio.ensure_future(stage.hub.subscribe(watcher, told.id))
+    await asyncio.sleep(0.05)
+    stage.tell(told.created())
+    assert not await asyncio.wait_for(subscribing, 1)
+    await settled()
+    assert sink.messages() == []
+    assert not stage.hub.watched
+
+
 async def test_deleted() -> None:
     """A deletion is told to who watches; who comes later is told that there is nothing."""
     stage, told = Stage(), Told()
