@@ -62,7 +62,10 @@ REACHED: Final = {
 }
 """What the requests must come to, so that they prove something."""
 
-EXAMPLES: Final = {"PATCH /api/v1/uploads/{upload_id}": 120}
+EXAMPLES: Final = {
+    "PATCH /api/v1/uploads/{upload_id}": 120,
+    "GET /api/v1/uploads/{upload_id}": 120,
+}
 """Requests to operations that so much must fit for that fewer would seldom reach all."""
 
 LIKELY: Final = {

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import msgspec
+
 from services.gateway.dialects import Dialect
 from services.gateway.dialects.protocol import Malformed, Message
 from services.gateway.folding import change_of, change_of_position, fold, move
@@ -87,7 +89,10 @@ def said(dialect: Dialect, change: Change, state: ProgressState) -> list[dict[st
     payload = dialect.encode(change, state)
     if payload is None:
         return []
-    return [json.loads(one) for one in ([payload] if isinstance(payload, bytes) else payload)]
+    decode: Callable[[bytes], dict[str, Any]] = json.loads
+    if dialect.binary:
+        decode = msgspec.msgpack.decode
+    return [decode(one) for one in ([payload] if isinstance(payload, bytes) else payload)]
 
 
 @dataclass(frozen=True)
