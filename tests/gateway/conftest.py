@@ -65,6 +65,7 @@ def gateway(
         "REDIS_URL": bus.url,
         "CORS_ALLOWED_ORIGINS": ORIGIN,
         "WEBSOCKET_AUTH_TIMEOUT": "1",
+        "WEBSOCKET_MAX_CONNECTIONS_PER_USER": "1000",
     }
     service = ServiceProcess("gateway", env, tmp_path_factory.mktemp("gateway") / "log")
     with running(service):
@@ -82,7 +83,7 @@ def start_gateway(bus: RedisServer, tmp_path: Path) -> Iterator[StartGateway]:
     with ExitStack() as stack:
 
         def start(**env: str) -> ServiceProcess:
-            settings = {"REDIS_URL": bus.url, **env}
+            settings = {"REDIS_URL": bus.url, "WEBSOCKET_DRAIN_WINDOW": "0", **env}
             service = ServiceProcess("gateway", settings, tmp_path / f"log{len(services)}")
             services.append(service)
             stack.enter_context(running(service))
