@@ -41,6 +41,8 @@ LEASE_S: Final = 30.0
 """For so long the sockets of a gateway that was killed count on."""
 _PATIENCE_S: Final = 0.1
 """How long a handshake waits for Redis: it usually answers within a millisecond."""
+_LOOKS: Final = 5
+"""In so many steps it waits: when this process is late itself, Redis is not to blame."""
 _COME_AGAIN_S: Final = 5
 _AT_ONCE: Final = 256
 """Users whose leases are prolonged in one write: a handshake behind it must not wait long."""
@@ -209,7 +211,10 @@ class Admission:
             answer: asyncio.Future[bool | None] = asyncio.get_running_loop().create_future()
             self._asked[name] = (key, answer)
             self._work.set()
-            await asyncio.wait((answer,), timeout=_PATIENCE_S)
+            for _ in range(_LOOKS):
+                await asyncio.wait((answer,), timeout=_PATIENCE_S / _LOOKS)
+                if answer.done():
+                    break
             if answer.done():
                 granted = answer.result()
             else:
@@ -226,6 +231,8 @@ class Admission:
         """Ask for places, give them up and prolong them, forever."""
         failures = 0
         loop = asyncio.get_running_loop()
+        with contextlib.suppress(*REDIS_FAILURES):  # so that nobody has to wait for it
+            await pipelined(self._redis, [("SCRIPT", "LOAD", _SCRIPT)])
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(self._prolong_at):

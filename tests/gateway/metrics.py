@@ -6,7 +6,7 @@ import asyncio
 
 from tests.processes import ServiceProcess
 
-__all__ = ["metric", "scraped"]
+__all__ = ["metric", "scraped", "value_in"]
 
 
 async def scraped(service: ServiceProcess, path: str = "/metrics") -> str:
@@ -25,7 +25,11 @@ async def metric(service: ServiceProcess, name: str) -> float:
 
     A name without labels is the sum over all of its series.
     """
-    text = await scraped(service)
+    return value_in(await scraped(service), name)
+
+
+def value_in(text: str, name: str) -> float:
+    """Return the same of what was scraped."""
     begins = (f"{name} ",) if "{" in name else (f"{name} ", f"{name}{{")
     found = [line for line in text.splitlines() if line.startswith(begins)]
     return sum(float(line.rpartition(" ")[2]) for line in found)

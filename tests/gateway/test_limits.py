@@ -21,24 +21,33 @@ from tests.processes import ServiceProcess
 from tests.shared.waiting import eventually
 
 PATH = "/ws/upload-progress"
+STREAM = "/v1/events"
 MOST = 5
 
 
 async def knock(
-    stack: AsyncExitStack, service: ServiceProcess, headers: Mapping[str, str]
+    stack: AsyncExitStack,
+    service: ServiceProcess,
+    headers: Mapping[str, str],
+    path: str = PATH,
 ) -> RawSocket:
-    """Ask for a socket, which stays open until the test ends."""
-    opening = RawSocket.opened(service.port, PATH, headers=headers.items())
+    """Ask for a socket, or an event stream, which stays open until the test ends."""
+    opening = RawSocket.opened(service.port, path, headers=headers.items())
     return await stack.enter_async_context(opening)
 
 
 async def test_a_user_over_two_gateways(start_gateway: StartGateway, caller: Principal) -> None:
-    """The sixth socket of a user is refused at either gateway, until one of the five ends."""
+    """The sixth socket of a user is refused at either gateway, until one of the five ends.
+
+    An event stream is one of them.
+    """
     here, there = start_gateway(**AUTHENTICATED), start_gateway(**AUTHENTICATED)
     async with AsyncExitStack() as stack:
-        services = (here, here, here, there, there)
+        assert (await knock(stack, here, bearer(caller), STREAM)).status == 200
+        services = (here, here, there, there)
         opened = [await knock(stack, service, bearer(caller)) for service in services]
-        assert [one.status for one in opened] == [101] * MOST
+        assert [one.status for one in opened] == [101] * (MOST - 1)
+        assert (await knock(stack, there, bearer(caller), STREAM)).status == 429
         for service in (here, there):
             refused = await knock(stack, service, bearer(caller))
             assert refused.status == 429
@@ -48,7 +57,8 @@ async def test_a_user_over_two_gateways(start_gateway: StartGateway, caller: Pri
             await late.say({"type": "ping", "token": token_of(caller)})
             assert "too many connections" in str(await late.hear())
             assert await late.end() == 1008
-            assert await metric(service, 'gateway_refused_total{reason="user"}') == 2
+        refused_there = await metric(there, 'gateway_refused_total{reason="user"}')
+        assert refused_there == 3
         assert (await knock(stack, here, bearer())).status == 101
         opened[-1].reset()
 
@@ -58,13 +68,26 @@ async def test_a_user_over_two_gateways(start_gateway: StartGateway, caller: Pri
         await eventually(is_let_in, "there is room again", limit_s=3)
 
 
-async def test_a_storm_of_one_user(start_gateway: StartGateway, caller: Principal) -> None:
-    """A hundred handshakes at once at two gateways: five sockets, and 95 refusals."""
+async def test_a_storm_of_one_user(start_gateway: StartGateway) -> None:
+    """A hundred handshakes at once at two gateways: five sockets, and 95 refusals.
+
+    Gateways that get no answer from Redis in time, on a machine that is very busy, count for
+    themselves; then there is another storm, of another user.
+    """
     services = start_gateway(**AUTHENTICATED), start_gateway(**AUTHENTICATED)
-    async with AsyncExitStack() as stack:
-        knocking = [knock(stack, services[n % 2], bearer(caller)) for n in range(100)]
-        statuses = [one.status for one in await asyncio.gather(*knocking)]
-    assert (statuses.count(101), statuses.count(429)) == (MOST, 100 - MOST)
+    alone = 0.0
+    for _ in range(5):
+        headers = bearer(principal(f"user-{new_id()}"))
+        async with AsyncExitStack() as stack:
+            knocking = [knock(stack, services[n % 2], headers) for n in range(100)]
+            statuses = [one.status for one in await asyncio.gather(*knocking)]
+        assert len(statuses) == statuses.count(101) + statuses.count(429)
+        before = alone
+        alone = sum([await metric(one, "gateway_places_local_total") for one in services])
+        if alone == before:
+            assert statuses.count(101) == MOST
+            return
+    raise AssertionError("Redis was never asked")
 
 
 async def test_nobody_is_counted_where_all_are_one(start_gateway: StartGateway) -> None:
@@ -129,3 +152,11 @@ async def test_subscriptions_of_a_socket(
         assert (await subscribe(others[3]))[-1] == "subscribed"
         await feed.tell(own[0].completed())
         assert (await peer.hear())["event_type"] == "upload_complete"
+        several = await knock(stack, service, bearer(boss), "/v1/events/ws")
+        ids = [one.id for one in others]
+        await several.say({"type": "subscribe", "ids": ids})
+        assert (await several.hear())["type"] == "error"
+        await several.say({"type": "subscribe", "ids": ids[1:]})
+        while (answer := await several.hear()).get("type") != "subscribed":
+            assert answer.get("type") != "error"
+        assert answer["ids"] == ids[1:]
