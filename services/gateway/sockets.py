@@ -164,7 +164,9 @@ class Sockets:
         while waiting and self._open:
             passed = loop.time() - begun
             while waiting and waiting[-1][0] <= passed:
-                waiting.pop()[1].close(WSCloseCode.SERVICE_RESTART, "restarting")
+                one = waiting.pop()[1]
+                if one in self._open:
+                    one.close(WSCloseCode.SERVICE_RESTART, "restarting")
             if waiting:
                 await asyncio.sleep(max(waiting[-1][0] - passed, _STEP_S))
         await self.around.closings.join()
