@@ -29,6 +29,7 @@ DEFAULTS: Final = {
     "PUBLIC_BIND": "127.0.0.1:8080",
     "INTERNAL_BIND": "127.0.0.1:9090",
     "AUTH_MODE": "open",
+    "WEBSOCKET_DRAIN_WINDOW": "0",
 }
 
 _BANNER: Final = """\

@@ -5,7 +5,7 @@ For the platform around the service only; it must never be reachable from outsid
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import prometheus_client
@@ -22,6 +22,9 @@ class Health:
     def __init__(self) -> None:
         self.draining = False
         """Set at shutdown: new work should go elsewhere."""
+        self.farewells: Final[list[Callable[[], Awaitable[None]]]] = []
+        """What then takes its time, while the listeners still answer; cut at
+        ``SHUTDOWN_TIMEOUT``."""
         self.can_serve: Final[dict[str, Callable[[], bool]]] = {}
         """Without these the service's own path does not work: unready when one fails."""
         self.degraded: Final[dict[str, Callable[[], bool]]] = {}

@@ -160,10 +160,20 @@ async def serve(
         await stop.wait()
         log.info("stopping")
         app[HEALTH].draining = True
+        await _say_farewell(app[HEALTH], settings.shutdown_timeout)
     finally:
         await runner.cleanup()
         await internal.cleanup()
     log.info("stopped")
+
+
+async def _say_farewell(health: Health, limit_s: float) -> None:
+    """Let the service say goodbye; who comes meanwhile is still answered, not turned away."""
+    try:
+        async with asyncio.timeout(limit_s):
+            await asyncio.gather(*(one() for one in health.farewells))
+    except TimeoutError:
+        log.warning("farewell_cut", limit_s=limit_s)
 
 
 async def _set_up(runner: web.AppRunner, redis_url: str) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Final
 
 from aiohttp import web
 
 from services.gateway import api, dialects
+from services.gateway.admission import Admission
 from services.gateway.asyncapi_route import add_asyncapi_route
 from services.gateway.canary import Canary
 from services.gateway.cleaning import Cleaner, lock_s
 from services.gateway.dismissal import Dismissals
 from services.gateway.event_stream import add_event_stream_route
+from services.gateway.figures import watch_loop
 from services.gateway.internal import create_reports_application
 from services.gateway.keys import Keys
 from services.gateway.listing import Listing
@@ -22,13 +24,14 @@ from services.gateway.relay import Relay
 from services.gateway.reporting import Reporting
 from services.gateway.rest import DISMISSALS, KEPT_S, LISTING, RELAY, add_rest_routes
 from services.gateway.sessions_index import SessionsIndex
-from services.gateway.settings import Settings
+from services.gateway.settings import Settings, most_of_user
 from services.gateway.sockets import SOCKETS, Sockets, add_socket_routes
 from services.gateway.tickets import OFFICE, TicketOffice, add_ticket_route
 from services.gateway.upkeep import CLEANER, INDEX, add_upkeep_routes
 from shared.api_routes import API
 from shared.identity import TICKETS
 from shared.lifecycle import background
+from shared.probes import Health
 from shared.publisher import Publisher
 from shared.redis_lock import RedisLock
 from shared.serve import AUTHENTICATOR, HEALTH, INTERNAL, new_application
@@ -80,7 +83,13 @@ def install(app: web.Application, settings: Settings) -> None:
         app[KEPT_S] = ttl_s
         await group.prepare()
         await relay.reading.start()
-        sockets = await Sockets(relay, app[AUTHENTICATOR], settings).prepared()
+        admission = Admission(
+            redis,
+            keys,
+            most=settings.websocket_max_connections_total,
+            most_of_user=most_of_user(settings),
+        )
+        sockets = await Sockets(relay, app[AUTHENTICATOR], admission, settings).prepared()
         publisher = Publisher(
             redis,
             partitions=settings.event_partitions,
@@ -92,9 +101,7 @@ def install(app: web.Application, settings: Settings) -> None:
         )
         app[SOCKETS] = sockets
         app[OFFICE] = app[TICKETS] = TicketOffice(redis, prefix=settings.progress_prefix)
-        health = app[HEALTH]
-        health.can_serve["gateway.sockets"] = lambda: not sockets.is_full
-        health.degraded["gateway.redis"] = lambda: not tail.connected or canary.is_late
+        _tell_health(app[HEALTH], sockets, lambda: not tail.connected or canary.is_late)
         async with (
             background("tail", tail.run()),
             background("interest", relay.reading.run()),
@@ -102,12 +109,16 @@ def install(app: web.Application, settings: Settings) -> None:
             background("projection", group.run()),
             background("repair", relay.repair()),
             background("keepalive", sockets.keepalive.run()),
+            background("lifetimes", sockets.lifetimes.run()),
+            background("admission", admission.run()),
+            background("loop", watch_loop()),
             background("cleaner", cleaner.run(lock, every_s=every_s)),
             background("reports", publisher.run()),
             background("heartbeat", sockets.heartbeat.run()),
         ):
             yield
         await publisher.drain(_DRAIN_S)
+        await admission.leave()
         for client in (redis, tailing, grouping):
             await client.aclose()
 
@@ -131,3 +142,9 @@ def install(app: web.Application, settings: Settings) -> None:
     app[API].add(api.PROGRESS)
     add_ticket_route(app.router)
     app[API].add(api.TICKETS)
+
+
+def _tell_health(health: Health, sockets: Sockets, is_cut_off: Callable[[], bool]) -> None:
+    health.farewells.append(lambda: sockets.close_all(window_s=sockets.window_s))
+    health.can_serve["gateway.sockets"] = lambda: not sockets.admission.is_full
+    health.degraded["gateway.redis"] = is_cut_off

@@ -16,6 +16,7 @@ import structlog
 from aiohttp import WSCloseCode
 from prometheus_client import Counter
 
+from services.gateway.admission import Place
 from services.gateway.closing import UNAUTHORIZED, Closing
 from services.gateway.conversation import Conversation
 from services.gateway.dialects.protocol import Dialect, Message
@@ -27,6 +28,7 @@ from services.gateway.wire import Wire
 from shared.identity import Authenticator, Principal
 from shared.lifecycle import TaskSet
 from shared.streams import REDIS_FAILURES
+from shared.token_bucket import Bucket, Limit, take
 
 __all__ = ["ABORT_S", "CLOSED", "Connection", "Surroundings"]
 
@@ -58,6 +60,10 @@ class Surroundings:
     """What closes them."""
     login_s: float
     """How long it may take to say who is calling."""
+    message_limit: Limit
+    """How often a client may say something."""
+    most_subscriptions: int
+    """Uploads that one socket may ask for at a time."""
 
 
 class Connection:
@@ -68,23 +74,30 @@ class Connection:
         dialect: What is spoken on it.
         subject: What the path names; empty: nothing.
         around: What all sockets share.
+        place: Its right to be there; given up when it has gone.
 
     """
 
     __slots__ = (
-        *("_around", "_closing", "_conversation", "_cut", "_dialect", "_expiry", "_inbox"),
-        *("_loop", "_outbound", "_subject", "_transport", "_wire", "_working"),
-        *("asked_at", "heard_at"),
+        *("_around", "_bucket", "_closing", "_conversation", "_cut", "_dialect", "_expiry"),
+        *("_inbox", "_loop", "_outbound", "_place", "_subject", "_transport", "_wire"),
+        *("_working", "asked_at", "heard_at"),
     )
 
     def __init__(
-        self, wire: Wire, dialect: Dialect, subject: str, around: Surroundings
+        self,
+        wire: Wire,
+        dialect: Dialect,
+        subject: str,
+        around: Surroundings,
+        place: Place,
     ) -> None:
         self._wire: Final = wire
         self._transport: Final = wire.transport
         self._dialect: Final = dialect
         self._subject: Final = subject
         self._around: Final = around
+        self._place: Final = place
         self._loop: Final = asyncio.get_running_loop()
         self._outbound: Final = Outbound(
             wire.transport, around.flusher, self._too_slow, dialect.join, wire.send
@@ -92,11 +105,13 @@ class Connection:
         self._conversation: Final = Conversation(
             subject,
             around,
+            claim=place.claim,
             make_watcher=self._make_watcher,
             reply=self._reply,
             fail=self._fail,
         )
         self._inbox: deque[Message] | None = None
+        self._bucket: Bucket | None = None
         self._working = False
         self._expiry: asyncio.TimerHandle | None = None
         self._cut: asyncio.TimerHandle | None = None
@@ -129,6 +144,8 @@ class Connection:
     def on_sign_of_life(self) -> None:
         """Note that the other end is there."""
         self.heard_at = self._loop.time()
+        if self._transport.get_write_buffer_size():  # it talks, but may never read
+            self._around.flusher.expect_drain(self._outbound)
 
     def on_text(self, text: str) -> None:
         """Obey a message, after those before it."""
@@ -140,6 +157,10 @@ class Connection:
 
     def _take(self, message: Message) -> None:
         if self._closing:
+            return
+        self._bucket, verdict = take(self._bucket, self._around.message_limit, self.heard_at)
+        if not verdict.allowed:
+            self.close(WSCloseCode.POLICY_VIOLATION, "too many messages")
             return
         if self._inbox is None:
             self._inbox = deque()
@@ -276,3 +297,4 @@ class Connection:
             self._cut.cancel()
         self._leave()
         self._around.flusher.forget(self._outbound)
+        self._place.release()

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
+from aiohttp import WSCloseCode
 
 from services.gateway.closing import FORBIDDEN, NOT_FOUND, Closing
 from services.gateway.dialects.protocol import (
@@ -28,7 +29,7 @@ from services.gateway.hub import Watcher
 from services.gateway.login import from_first_message, refreshed
 from services.gateway.resume import ALL, Since, last_events
 from services.gateway.subscribing import Subscribing
-from shared.errors import ApiError, Forbidden, NotFound
+from shared.errors import ApiError, Forbidden, NotFound, RateLimited
 from shared.identity import Principal
 from shared.streams import REDIS_FAILURES
 from shared.times import now_ms, rfc3339
@@ -50,6 +51,7 @@ class Conversation:
     Args:
         subject: What the path names; empty: nothing.
         around: What all sockets share.
+        claim: Takes the caller's place; only for who is known by a message.
         make_watcher: Makes the socket known to the hub, once it is known who is calling.
         reply: Sends an answer: its kind, the subject it is about, and its data.
         fail: Ends the socket.
@@ -57,7 +59,7 @@ class Conversation:
     """
 
     __slots__ = (
-        *("_around", "_fail", "_granting", "_make_watcher"),
+        *("_around", "_claim", "_fail", "_granting", "_make_watcher"),
         *("_named", "_reply", "_subject", "watcher"),
     )
 
@@ -66,12 +68,14 @@ class Conversation:
         subject: str,
         around: Surroundings,
         *,
+        claim: Callable[[Principal], Awaitable[None]],
         make_watcher: Callable[[Principal], Watcher],
         reply: Callable[[str, str, dict[str, Any]], None],
         fail: Callable[[BaseException], None],
     ) -> None:
         self._subject: Final = subject
         self._around: Final = around
+        self._claim: Final = claim
         self._make_watcher: Final = make_watcher
         self._reply: Final = reply
         self._fail: Final = fail
@@ -110,6 +114,7 @@ class Conversation:
         watcher = self.watcher
         if watcher is None:
             caller = await from_first_message(self._around.auth, message)
+            await self._take_place(caller)
             if message.request is None:
                 self._reply("authenticated", "", {"message": "Authentication successful"})
             await self.begin(caller)
@@ -148,6 +153,12 @@ class Conversation:
             case None:
                 self._reply("authenticated", "", {"message": "Authentication successful"})
 
+    async def _take_place(self, caller: Principal) -> None:
+        try:
+            await self._claim(caller)
+        except RateLimited as exc:  # too late for a status
+            raise Closing(WSCloseCode.POLICY_VIOLATION, exc.message) from None
+
     async def _watch(self, watcher: Watcher, name: str) -> bool:
         """Subscribe by an upload's id, its job's, or the caller's own name for its session."""
         relay = self._around.relay
@@ -173,10 +184,27 @@ class Conversation:
                 raise Closing(FORBIDDEN, "Access denied to this upload")
             self._reply("error", upload_id, {"message": "Access denied to this upload"})
 
+    def _has_room(self, watcher: Watcher, names: Collection[str]) -> bool:
+        """Whether so many more subscriptions are allowed; if not, the client is told."""
+        hub, most = self._around.relay.hub, self._around.most_subscriptions
+        taken = len(watcher.topics) + len(watcher.asked)
+        if taken + len(names) <= most:
+            return True
+        if hub.follows(watcher):  # what it would get anyway does not count
+            taken -= sum(map(watcher.owns, watcher.topics))
+        watched = {topic.upload_id for topic in watcher.topics}
+        if taken + sum(one not in watched for one in names) <= most:
+            return True
+        subject = next(iter(names)) if len(names) == 1 else ""
+        self._reply("error", subject, {"message": f"Only {most} subscriptions are allowed."})
+        return False
+
     async def _subscribe(self, watcher: Watcher, name: str) -> None:
         """Grant a subscription, or go on without it until it is decided."""
         if self._granting >= _MOST_GRANTING:
             self._reply("error", name, {"message": "Too many subscriptions at once."})
+            return
+        if not self._has_room(watcher, (name,)):
             return
         decided = asyncio.Event()
         self._granting += 1
@@ -208,6 +236,8 @@ class Conversation:
             return
         if self._granting >= _MOST_GRANTING:
             self._reply("error", "", {"message": "Too many subscriptions at once."})
+            return
+        if ALL not in last and not self._has_room(watcher, last):
             return
         decided = asyncio.Event()
         self._granting += 1

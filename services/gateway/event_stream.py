@@ -75,6 +75,11 @@ class EventStream:
         """Whose it is."""
         return self._watcher.caller.tenant
 
+    @property
+    def dialect(self) -> Dialect:
+        """What the body is in."""
+        return self._dialect
+
     def _end_with_token(self, caller: Principal) -> None:
         if caller.expires_at is not None:
             left_s = max(caller.expires_at - time.time(), 0)
@@ -155,7 +160,16 @@ async def follow_events(request: web.Request) -> web.StreamResponse:
     """Answer with the events of the uploads that are asked for, as they come."""
     sockets, caller = request.app[SOCKETS], principal_of(request)
     last = _asked_for(request)
-    sockets.admit(request)
+    place = sockets.enter(request)
+    try:
+        await place.claim(caller)
+        return await _answered(request, caller, last)
+    finally:
+        place.release()
+
+
+async def _answered(request: web.Request, caller: Principal, last: Since) -> web.StreamResponse:
+    sockets = request.app[SOCKETS]
     dialect = CHUNKED if request.version >= HttpVersion11 else PLAIN
     if ALL not in last:
         try:

@@ -67,6 +67,8 @@ class Hub:
         self._interest: Final = interest or Interest()
         self._topics: Final[dict[str, Topic]] = {}
         self._followers: Final[dict[tuple[str, str], dict[Watcher, None]]] = {}
+        self.delivered = 0
+        """Messages handed to sockets so far."""
 
     @property
     def watched(self) -> Collection[str]:
@@ -146,6 +148,7 @@ class Hub:
                 continue
             framed = dialect.framed(payload)
             DELIVERED.inc(len(watchers))
+            self.delivered += len(watchers)
             key = topic.job if change.of_job else topic
             if change in {Change.PROGRESS, Change.JOB_PROGRESS}:
                 for watcher in watchers:
@@ -186,6 +189,7 @@ class Hub:
         if unwanted or watcher.gone or state is None:
             return
         topic.join(watcher)
+        self.delivered += 1
         if show:
             self.show(watcher, state, gap=gap)
 
@@ -324,6 +328,12 @@ class Hub:
     def follows(self, watcher: Watcher) -> bool:
         """Whether a socket follows all uploads of its caller."""
         return watcher in self._followers.get(_owner(watcher), ())
+
+    @property
+    def subscriptions(self) -> int:
+        """How many pairs of a socket and an upload that it watches there are."""
+        groups = (group for topic in self._topics.values() for group in topic.watchers.values())
+        return sum(map(len, groups))
 
     def unfinished(self, *, before: int | None = None) -> list[str]:
         """Return the watched uploads that something may still be told of.

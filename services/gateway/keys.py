@@ -39,6 +39,11 @@ class Keys:
         parts = (quote(one, safe="") for one in (tenant, user_id, name))
         return f"{self._prefix}:name:{':'.join(parts)}"
 
+    def sockets(self, tenant: str, user_id: str) -> str:
+        """Sorted set: the open sockets of a user, by when their leases end."""
+        parts = (quote(one, safe="") for one in (tenant, user_id))
+        return f"{self._prefix}:sockets:{':'.join(parts)}"
+
     def job(self, job_id: str) -> str:
         """Text: the upload that a job processes."""
         return f"{self._prefix}:job:{quote(job_id, safe='')}"

@@ -29,10 +29,15 @@ _UNSENT_LOW_WATER: Final = 16 * 1024
 swallows 4 MB of progress that is stale by the time it is read."""
 
 _SLOW_CHECK_S: Final = 0.05
+_AT_ONCE: Final = 500
+"""Sockets that are written to before anything else gets its turn of the loop."""
 
 FLUSHED = Counter("gateway_writes_total", "Writes to sockets.")
+BYTES = Counter("gateway_bytes_total", "Bytes of frames handed to sockets.")
 FRAMES = Counter("gateway_frames_total", "Frames handed to sockets.")
 CONFLATED = Counter("gateway_conflated_total", "Progress frames replaced by newer ones.")
+
+SLOW = Counter("gateway_slow_total", "Sockets given up as too slow, by bound.", ["bound"])
 
 _numbers = itertools.count()
 
@@ -99,7 +104,7 @@ class Outbound:
         frames[next(_numbers)] = frame
         too_many = len(frames) > _MAX_QUEUED_FRAMES
         if self.stalled_at is not None and (too_many or self._queued_bytes > _MAX_QUEUED_BYTES):
-            self.give_up()
+            self.give_up("queue")
 
     def put_latest(self, key: object, frame: bytes) -> None:
         """Owe the newest progress under ``key``; one that still waits is replaced."""
@@ -115,6 +120,11 @@ class Outbound:
         if key in frames:
             self._flusher.conflated += 1
         frames[key] = frame
+
+    @property
+    def queued(self) -> int:
+        """How many frames wait."""
+        return len(self._frames or ()) + (self._frame is not None)
 
     def _several(self) -> dict[object, bytes]:
         """Return what is owed, with room for more."""
@@ -144,6 +154,7 @@ class Outbound:
             return -1
         else:
             self.written_at = self._flusher.turn_at
+            self._flusher.bytes += len(frame)
             self._forgive()
         self._dirty = False
         self.stalled_at = None
@@ -178,11 +189,12 @@ class Outbound:
         self._forgive()
         self._finished = True
 
-    def give_up(self) -> None:
-        """Drop what is owed and report the socket as too slow."""
+    def give_up(self, bound: str) -> None:
+        """Drop what is owed and report the socket as too slow: which ``bound`` is passed."""
         self._forgive()
         if not self._slow:
             self._slow = True
+            SLOW.labels(bound).inc()
             self._on_slow()
 
     def _send_by_transport(self, data: bytes) -> bool:
@@ -212,15 +224,25 @@ class Flusher:
     Args:
         loop: That of the sockets.
         stall_limit_s: A socket that has not drained for so long is given up.
+        on_flushed: Called when all that was due is written.
 
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, *, stall_limit_s: float) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        stall_limit_s: float,
+        on_flushed: Callable[[], None] = lambda: None,
+    ) -> None:
         self._loop: Final = loop
         self._stall_limit_s: Final = stall_limit_s
+        self._on_flushed: Final = on_flushed
         self._dirty: list[Outbound] = []
         self._stalled: set[Outbound] = set()
         self._timer: asyncio.TimerHandle | None = None
+        # Counted here and told once a turn: a metric takes a lock, and there are many sockets.
+        self.bytes = 0
         self.conflated = 0
         self.turn_at = loop.time()
         """When the last turn in which anything was written began; the loop's clock."""
@@ -234,6 +256,10 @@ class Flusher:
         """Sockets that wait for their reader."""
         return len(self._stalled)
 
+    def queued(self) -> list[int]:
+        """Return how many frames wait for each of them."""
+        return [one.queued for one in self._stalled]
+
     def add(self, outbound: Outbound) -> None:
         """Have a socket flushed at the end of this turn."""
         if not self._dirty:
@@ -241,7 +267,9 @@ class Flusher:
         self._dirty.append(outbound)
 
     def _flush(self) -> None:
-        dirty, self._dirty = self._dirty, []
+        dirty, self._dirty = self._dirty[:_AT_ONCE], self._dirty[_AT_ONCE:]
+        if self._dirty:  # a broadcast to thousands must not keep all others waiting
+            self._loop.call_soon(self._flush)
         self.turn_at = self._loop.time()
         frames = writes = 0
         for outbound in dirty:
@@ -252,13 +280,16 @@ class Flusher:
             elif written < 0:
                 self._stall(outbound)
         self.count(frames, writes)
+        if not self._dirty:
+            self._on_flushed()
 
     def count(self, frames: int, writes: int = 1) -> None:
         """Count what was written; of many sockets at once, for a metric takes a lock."""
         FRAMES.inc(frames)
         FLUSHED.inc(writes)
+        BYTES.inc(self.bytes)
         CONFLATED.inc(self.conflated)
-        self.conflated = 0
+        self.bytes = self.conflated = 0
 
     def expect_drain(self, outbound: Outbound) -> None:
         """Watch a socket that is owed nothing more, but has not drained."""
@@ -282,7 +313,8 @@ class Flusher:
                 self.count(written, 1 if written else 0)
             elif now - (outbound.stalled_at or now) > self._stall_limit_s:
                 self._stalled.discard(outbound)
-                outbound.give_up()
+                outbound.give_up("time")
+        self._on_flushed()
         if self._stalled:
             self._timer = self._loop.call_later(_SLOW_CHECK_S, self._check_stalled)
 

@@ -15,10 +15,11 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
 import structlog
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter
 from redis.asyncio import Redis
 
 from services.gateway.canary import Canary
+from services.gateway.figures import Ages
 from services.gateway.folding import require_writable
 from services.gateway.hub import ID_FORM, UNKNOWN_WAIT_S, Hub
 from services.gateway.interest import Interest
@@ -70,11 +71,6 @@ SEEN = Counter("gateway_events_total", "Events read from the streams.", ["family
 _EVENTS: Final = SEEN.labels("events")
 _POSITIONS: Final = SEEN.labels("progress")
 GAPS = Counter("gateway_gaps_total", "Times when events may have been missed.")
-AGE = Histogram(
-    "gateway_event_age_seconds",
-    "From the making of a lifecycle event to its delivery.",
-    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30),
-)
 
 
 class Relay:
@@ -103,6 +99,7 @@ class Relay:
         """Where the events of this batch stand, by their partitions."""
         self._progress = asyncio.Event()
         self.hub: Final = Hub(self.load, self._interest, self.since)
+        self.ages: Final = Ages()
         self.reading: Final = Reading(
             redis,
             self._interest,
@@ -275,7 +272,10 @@ class Relay:
                 log.exception("event_not_delivered", stream=entry.stream, entry=entry.id)
         try:
             for position in newest.values():
+                before = self.hub.delivered
                 self.hub.advance(position)
+                if self.hub.delivered > before:
+                    self.ages.note("progress", position.at)
         except Exception:
             log.exception("positions_not_delivered")
         self._passed.clear()
@@ -286,11 +286,13 @@ class Relay:
         """Deliver an event; they come in the order of ``(entry_id, stream)``."""
         require_writable(event)
         _EVENTS.inc()
-        AGE.observe(max(now_ms() - event.at, 0) / 1000)
         partition = partition_in(stream)
         self._passed[partition] = entry_id
         self.recent.remember(event, entry_id, partition)
+        before = self.hub.delivered
         self.hub.publish(event, event_id(entry_id, partition))
+        if self.hub.delivered > before:
+            self.ages.note("events", event.at)
 
     def _on_positions(
         self,

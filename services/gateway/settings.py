@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Final, Literal, TypeAlias
 
 import msgspec
 
 from shared.settings import CommonSettings
 from shared.token_bucket import LIMIT_FORM
 
-__all__ = ["Settings"]
+__all__ = ["Settings", "most_of_user"]
+
+_MOST_OF_USER: Final = 5
 
 
 _TokenEntry: TypeAlias = Annotated[
@@ -26,6 +28,39 @@ class Settings(CommonSettings, frozen=True, kw_only=True):
     websocket_max_connections_total: Annotated[
         int, msgspec.Meta(ge=1, description="sockets of one gateway process")
     ] = 1000
+    websocket_max_connections_per_user: Annotated[
+        Annotated[int, msgspec.Meta(ge=0)] | None,
+        msgspec.Meta(
+            description="sockets of one user over all gateways; 0 = any number; empty: "
+            "5 if AUTH_MODE=required, else any number",
+        ),
+    ] = None
+    websocket_max_subscriptions: Annotated[
+        int,
+        msgspec.Meta(ge=1, description="uploads that one socket may ask for at a time"),
+    ] = 1000
+    websocket_message_rate: Annotated[
+        str,
+        msgspec.Meta(
+            pattern=LIMIT_FORM, description="messages of one client, such as `5/s burst 9`"
+        ),
+    ] = "20/s burst 100"
+    websocket_max_age: Annotated[
+        float,
+        msgspec.Meta(
+            ge=0,
+            description="seconds after which a socket is told to reconnect, give or take a "
+            "tenth; 0 = never",
+        ),
+    ] = 0
+    websocket_drain_window: Annotated[
+        float,
+        msgspec.Meta(
+            ge=0,
+            description="seconds over which sockets are closed at shutdown; ends within "
+            "SHUTDOWN_TIMEOUT; 0 = all at once",
+        ),
+    ] = 10
     websocket_ping_interval: Annotated[
         float, msgspec.Meta(gt=0, description="seconds between two protocol pings to a socket")
     ] = 30
@@ -79,3 +114,11 @@ class Settings(CommonSettings, frozen=True, kw_only=True):
             "says that it can; aiohttp costs more memory"
         ),
     ] = "auto"
+
+
+def most_of_user(settings: Settings) -> int:
+    """Return how many sockets one user may have over all gateways; 0: any number."""
+    most = settings.websocket_max_connections_per_user
+    if most is None:  # where everyone is one user, a limit for each is one for all
+        most = _MOST_OF_USER if settings.auth_mode == "required" else 0
+    return most

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable
 from typing import Final, Protocol, Self
 
 import structlog
 from aiohttp import WSCloseCode, hdrs, web
-from prometheus_client import Counter, Gauge
 
+from services.gateway.admission import REFUSED, Admission, Place
 from services.gateway.closing import Closing
-from services.gateway.connection import Connection, Surroundings
+from services.gateway.connection import ABORT_S, Connection, Surroundings
 from services.gateway.dialects.protocol import Dialect
+from services.gateway.figures import Figures
 from services.gateway.heartbeat import Heartbeat
 from services.gateway.keepalive import Alive, Keepalive
+from services.gateway.lifetimes import Lifetimes, Mortal
 from services.gateway.login import from_handshake
 from services.gateway.outbound import Flusher
 from services.gateway.own_wire import OwnWire
@@ -23,7 +26,7 @@ from services.gateway.settings import Settings
 from services.gateway.takeover import Handover, why_not
 from services.gateway.wire import PumpedWire
 from shared.cors import origin_allowed
-from shared.errors import Forbidden, Unavailable
+from shared.errors import Forbidden
 from shared.identity import (
     BEARER_SUBPROTOCOL,
     Authenticator,
@@ -32,6 +35,7 @@ from shared.identity import (
 )
 from shared.lifecycle import TaskSet
 from shared.serve import CORS
+from shared.token_bucket import limit_of
 
 __all__ = ["SOCKETS", "Sockets", "add_socket_routes"]
 
@@ -40,10 +44,8 @@ log = structlog.stdlib.get_logger(__name__)
 _MAX_MESSAGE: Final = 64 * 1024
 _CLOSE_S: Final = 2.0
 """How long a peer has for the closing handshake."""
-
-OPEN = Gauge("gateway_sockets", "Open sockets.")
-STALLED = Gauge("gateway_stalled", "Open sockets that do not drain.")
-REFUSED = Counter("gateway_refused_total", "Handshakes refused, by reason.", ["reason"])
+_STEP_S: Final = 0.02
+"""Sockets that are due within it are closed together."""
 
 
 class Held(Alive, Protocol):
@@ -52,6 +54,10 @@ class Held(Alive, Protocol):
     @property
     def tenant(self) -> str | None:
         """Whose it is, once that is known."""
+
+    @property
+    def dialect(self) -> Dialect:
+        """What is spoken."""
 
     def close(self, code: int, reason: str) -> None:
         """Begin to end it; returns at once."""
@@ -66,33 +72,46 @@ class Sockets:
     Args:
         relay: Delivers events.
         auth: Knows good credentials.
-        settings: How many sockets there may be, and how long each thing may take.
+        admission: Knows how many sockets there may be.
+        settings: How much each of them may do, and how long each thing may take.
 
     """
 
-    def __init__(self, relay: Relay, auth: Authenticator, settings: Settings) -> None:
+    def __init__(
+        self, relay: Relay, auth: Authenticator, admission: Admission, settings: Settings
+    ) -> None:
         self.around: Final = Surroundings(
             relay=relay,
             flusher=Flusher(
-                asyncio.get_running_loop(), stall_limit_s=settings.websocket_stall_timeout
+                asyncio.get_running_loop(),
+                stall_limit_s=settings.websocket_stall_timeout,
+                on_flushed=relay.ages.tell,
             ),
             auth=auth,
             tasks=TaskSet("conversations"),
             closings=TaskSet("closings"),
             login_s=settings.websocket_auth_timeout,
+            message_limit=limit_of(settings.websocket_message_rate),
+            most_subscriptions=settings.websocket_max_subscriptions,
         )
+        self.admission: Final = admission
         self.keepalive: Final = Keepalive(
             interval_s=settings.websocket_ping_interval,
             timeout_s=settings.websocket_ping_timeout,
             on_dead=self._on_dead,
         )
         self.heartbeat: Final = Heartbeat(interval_s=settings.websocket_heartbeat_interval)
-        self._limit: Final = settings.websocket_max_connections_total
+        self.lifetimes: Final = Lifetimes(
+            most_s=settings.websocket_max_age, on_old=self._on_old
+        )
+        self.window_s: Final = min(
+            settings.websocket_drain_window, max(settings.shutdown_timeout - ABORT_S, 0)
+        )
+        """How long it takes to close all."""
         self._open: Final[set[Held]] = set()
-        self._closing = False
         self._takes_over = False
         self._may_take_over: Final = settings.websocket_reader == "auto"
-        STALLED.set_function(lambda: self.around.flusher.stalled)
+        self.figures: Final = Figures(relay.hub, self.around.flusher)
 
     async def prepared(self) -> Self:
         """Return these, once it is known whether they can be read without aiohttp."""
@@ -116,23 +135,23 @@ class Sockets:
         if isinstance(one, Connection):  # others are not asked for an answer
             one.abort()
 
-    def admit(self, request: web.Request) -> None:
-        """Refuse a handshake that cannot become a socket.
+    def _on_old(self, one: Mortal) -> None:
+        one.close(WSCloseCode.SERVICE_RESTART, "reconnect")
+
+    def enter(self, request: web.Request) -> Place:
+        """Return a place for what a handshake opens, before it is known who is calling.
 
         Raises:
             Unavailable: The process is full, or about to end.
             Forbidden: The page is not one that may.
 
         """
-        if self._closing:
-            REFUSED.labels("closing").inc()
-            raise Unavailable("The server restarts.")
-        if self.is_full:
-            REFUSED.labels("full").inc()
-            raise Unavailable("No more sockets here.", retry_after=5)
+        place = self.admission.enter()
         if not origin_allowed(request.app[CORS], request):
+            place.release()
             REFUSED.labels("origin").inc()
             raise Forbidden("This page may not open a socket.")
+        return place
 
     def add(self, one: Held) -> None:
         """Count a socket in."""
@@ -140,7 +159,8 @@ class Sockets:
         self.keepalive.add(one)
         if isinstance(one, Connection):  # others have none in their dialects
             self.heartbeat.add(one)
-        OPEN.set(len(self._open))
+        self.lifetimes.add(one, asyncio.get_running_loop().time())
+        self.figures.opened(one.dialect)
 
     def remove(self, one: Held) -> None:
         """Count it out."""
@@ -148,67 +168,37 @@ class Sockets:
         self.keepalive.remove(one)
         if isinstance(one, Connection):
             self.heartbeat.remove(one)
-        OPEN.set(len(self._open))
+        self.lifetimes.remove(one)
+        self.figures.gone(one.dialect)
 
     def open_of(self, tenant: str) -> int:
         """Return how many sockets are open that a tenant's users have logged in on."""
         return sum(one.tenant == tenant for one in self._open)
 
-    @property
-    def is_full(self) -> bool:
-        """Whether no more sockets are let in."""
-        return len(self._open) >= self._limit
-
-    async def take_over(
-        self,
-        request: web.Request,
-        protocol: str | None,
-        dialect: Dialect,
-        caller: Principal | Closing | None,
-    ) -> web.StreamResponse:
-        """Answer a handshake and serve the socket without aiohttp; returns at once."""
-        answer = Handover(request, protocol)
-        taken = await answer.take(request)
-        if taken is None:
-            return answer
-        transport, tail = taken
-        wire = OwnWire(transport, limit=_MAX_MESSAGE, on_gone=lambda: self._gone(connection))
-        connection = Connection(wire, dialect, subject_of(request), self.around)
-        self.add(connection)
-        connection.open(caller)
-        wire.start(connection, tail)
-        return answer
-
-    async def serve_pumped(
-        self,
-        request: web.Request,
-        ws: web.WebSocketResponse,
-        dialect: Dialect,
-        caller: Principal | Closing | None,
-    ) -> web.StreamResponse:
-        """Serve a socket that aiohttp reads, until it ends."""
-        transport = request.transport
-        if transport is None:
-            raise ConnectionResetError("the client has gone")
-        wire = PumpedWire(ws, transport)
-        connection = Connection(wire, dialect, subject_of(request), self.around)
-        self.add(connection)
-        try:
-            connection.open(caller)
-            await wire.serve(connection)
-        finally:
-            self._gone(connection)
-        return ws
-
-    def _gone(self, one: Connection) -> None:
+    def gone(self, one: Connection) -> None:
+        """Forget a socket that has ended."""
         self.remove(one)
         one.forget()
 
-    async def close_all(self) -> None:
-        """Tell all to reconnect elsewhere, at once, waiting for nobody longer than for all."""
-        self._closing = True
-        for one in list(self._open):
-            one.close(WSCloseCode.SERVICE_RESTART, "restarting")
+    async def close_all(self, *, window_s: float = 0) -> None:
+        """Tell all to reconnect elsewhere, waiting for nobody longer than for all.
+
+        They are told at moments spread over the window (seconds), in no order, so that they do
+        not all come back at once; whoever is still there gets events until then.
+        """
+        self.admission.closing = True
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        waiting = [(random.uniform(0, window_s), one) for one in self._open]  # noqa: S311
+        waiting.sort(key=lambda due: due[0], reverse=True)
+        while waiting and self._open:
+            passed = loop.time() - begun
+            while waiting and waiting[-1][0] <= passed:
+                one = waiting.pop()[1]
+                if one in self._open:
+                    one.close(WSCloseCode.SERVICE_RESTART, "restarting")
+            if waiting:
+                await asyncio.sleep(max(waiting[-1][0] - passed, _STEP_S))
         await self.around.closings.join()
 
 
@@ -244,21 +234,68 @@ def _route(
     @authenticates_itself
     async def open_socket(request: web.Request) -> web.StreamResponse:
         sockets = request.app[SOCKETS]
-        sockets.admit(request)
-        dialect = _chosen(dialects, request)
-        caller = await from_handshake(sockets.around.auth, request)
-        spoken = (dialect.subprotocol,) if dialect.subprotocol is not None else ()
-        ws = web.WebSocketResponse(
-            protocols=(*spoken, BEARER_SUBPROTOCOL),
-            autoping=False,
-            compress=False,
-            max_msg_size=_MAX_MESSAGE,
-            timeout=_CLOSE_S,
-        )
-        ready = ws.can_prepare(request)
-        if ready.ok and sockets.takes_over(request):
-            return await sockets.take_over(request, ready.protocol, dialect, caller)
-        await ws.prepare(request)
-        return await sockets.serve_pumped(request, ws, dialect, caller)
+        place = sockets.enter(request)
+        try:
+            dialect = _chosen(dialects, request)
+            caller = await from_handshake(sockets.around.auth, request)
+            if isinstance(caller, Principal):
+                await place.claim(caller)
+            return await _opened(request, dialect, caller, place)
+        except BaseException:
+            place.release()
+            raise
 
     return open_socket
+
+
+async def _opened(
+    request: web.Request, dialect: Dialect, caller: Principal | Closing | None, place: Place
+) -> web.StreamResponse:
+    sockets = request.app[SOCKETS]
+    spoken = (dialect.subprotocol,) if dialect.subprotocol is not None else ()
+    ws = web.WebSocketResponse(
+        protocols=(*spoken, BEARER_SUBPROTOCOL),
+        autoping=False,
+        compress=False,
+        max_msg_size=_MAX_MESSAGE,
+        timeout=_CLOSE_S,
+    )
+    ready = ws.can_prepare(request)
+    if ready.ok and sockets.takes_over(request):
+        return await _taken_over(request, ready.protocol, dialect, caller, place)
+    await ws.prepare(request)
+    transport = request.transport
+    if transport is None:
+        raise ConnectionResetError("the client has gone")
+    wire = PumpedWire(ws, transport)
+    connection = Connection(wire, dialect, subject_of(request), sockets.around, place)
+    sockets.add(connection)
+    try:
+        connection.open(caller)
+        await wire.serve(connection)
+    finally:
+        sockets.gone(connection)
+    return ws
+
+
+async def _taken_over(
+    request: web.Request,
+    protocol: str | None,
+    dialect: Dialect,
+    caller: Principal | Closing | None,
+    place: Place,
+) -> web.StreamResponse:
+    """Answer a handshake and serve the socket without aiohttp; returns at once."""
+    sockets = request.app[SOCKETS]
+    answer = Handover(request, protocol)
+    taken = await answer.take(request)
+    if taken is None:
+        place.release()
+        return answer
+    transport, tail = taken
+    wire = OwnWire(transport, limit=_MAX_MESSAGE, on_gone=lambda: sockets.gone(connection))
+    connection = Connection(wire, dialect, subject_of(request), sockets.around, place)
+    sockets.add(connection)
+    connection.open(caller)
+    wire.start(connection, tail)
+    return answer

@@ -61,6 +61,12 @@ class Watcher:
             return True
         return self.caller.owns(user_id=state.user_id, tenant=state.tenant)
 
+    def owns(self, topic: Topic) -> bool:
+        """Whether an upload is the caller's own."""
+        state, caller = topic.state, self.caller
+        owner = (state.tenant, state.user_id) if state is not None else None
+        return owner == (caller.tenant, caller.user_id)
+
 
 class Topic:
     """One watched upload: its newest state, and who watches it."""

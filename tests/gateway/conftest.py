@@ -77,6 +77,7 @@ def gateway(
         "CORS_ALLOWED_ORIGINS": ORIGIN,
         "WEBSOCKET_AUTH_TIMEOUT": "1",
         "WEBSOCKET_READER": socket_reader,
+        "WEBSOCKET_MAX_CONNECTIONS_PER_USER": "1000",
     }
     service = ServiceProcess("gateway", env, tmp_path_factory.mktemp("gateway") / "log")
     with running(service):
@@ -96,7 +97,12 @@ def start_gateway(
     with ExitStack() as stack:
 
         def start(**env: str) -> ServiceProcess:
-            settings = {"REDIS_URL": bus.url, "WEBSOCKET_READER": socket_reader, **env}
+            settings = {
+                "REDIS_URL": bus.url,
+                "WEBSOCKET_READER": socket_reader,
+                "WEBSOCKET_DRAIN_WINDOW": "0",
+                **env,
+            }
             service = ServiceProcess("gateway", settings, tmp_path / f"log{len(services)}")
             services.append(service)
             stack.enter_context(running(service))

@@ -1,4 +1,4 @@
-"""SIGTERM: all sockets are told at once to come back, and nobody can hold the end up."""
+"""SIGTERM: all sockets are told to come back, in time, and nobody can hold the end up."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.gateway.conftest import READERS, StartGateway
 from tests.gateway.dialling import DIALS
 from tests.gateway.feed import Feed
 from tests.gateway.metrics import metric
-from tests.gateway.raw_socket import RawSocket
+from tests.gateway.raw_socket import CLOSE, RawSocket, frame
 from tests.gateway.samples import Told, principal
 from tests.processes import RedisServer, ServiceProcess
 from tests.shared.waiting import eventually
@@ -146,3 +146,84 @@ async def test_nobody_is_let_in_during_the_end(
     async with client.get("/ws/upload-progress", headers=HANDSHAKE) as answer:
         assert answer.status == 503
         assert "Retry-After" in answer.headers
+
+
+WINDOW_S = 2.5
+
+
+async def asked(port: int, path: str) -> tuple[int, str]:
+    """Return status and text of a GET on a connection of its own."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    head = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
+    writer.write(head.encode())
+    text = (await reader.read()).decode()
+    writer.close()
+    return int(text.split()[1]), text
+
+
+async def test_the_end_is_spread_over_the_window(
+    start_gateway: StartGateway, feed: Feed
+) -> None:
+    """Sockets end at moments of their own; whoever is still there is served until then."""
+    service = start_gateway(WEBSOCKET_DRAIN_WINDOW=str(WINDOW_S))
+    told = Told(owner=LOCAL)
+    await feed.tell(told.created())
+    async with AsyncExitStack() as stack:
+        peers = await opened(stack, service, told, 60)
+        started = time.monotonic()
+        got: list[bool] = []
+        times: list[float] = []
+
+        async def until_the_end(peer: RawSocket) -> None:
+            frames = []
+            while (found := await peer.frame()) is not None:
+                frames.append(found)
+                if found.opcode == CLOSE:
+                    times.append(time.monotonic() - started)
+                    await peer.send(frame(CLOSE, found.payload))
+            assert int.from_bytes(frames[-1].payload[:2]) == 1012
+            got.append(len(frames) == 2 and b"complete" in frames[0].payload)
+
+        reading = asyncio.gather(*map(until_the_end, peers))
+        ending = asyncio.ensure_future(ended(service))
+        await eventually(lambda: times, "the first one is told", limit_s=2)
+        status, text = await asked(service.internal_port, "/readyz")
+        assert status == 503
+        assert '"draining":true' in text
+        assert (await asked(service.internal_port, "/healthz"))[0] == 200
+        async with RawSocket.opened(service.port, "/ws/upload-progress") as late:
+            assert late.status == 503
+            assert int(late.headers["Retry-After"]) >= 1
+        path = f"/v1/dashboard/upload/progress/{told.id}"
+        assert (await asked(service.port, path))[0] == 200
+        left = 60 - len(times)
+        await feed.tell(told.completed())
+        await reading
+        took = await ending
+    assert sum(got) >= left - 10  # some were told goodbye while the event was under way
+    assert min(times) < 0.5
+    assert max(times) > 0.7 * WINDOW_S
+    middle = [one for one in times if 0.25 * WINDOW_S < one < 0.75 * WINDOW_S]
+    assert 12 <= len(middle) <= 48
+    assert max(times) < WINDOW_S + 0.7
+    assert took < WINDOW_S + 2
+
+
+async def test_the_window_ends_within_the_limit(
+    start_gateway: StartGateway, feed: Feed
+) -> None:
+    """However long the window is, SHUTDOWN_TIMEOUT holds; with no sockets nobody waits."""
+    env = {"WEBSOCKET_DRAIN_WINDOW": "600", "SHUTDOWN_TIMEOUT": "4"}
+    crowded, idle = start_gateway(**env), start_gateway(**env)
+    told = Told(owner=LOCAL)
+    await feed.tell(told.created())
+    async with AsyncExitStack() as stack:
+        peers = await opened(stack, crowded, told, 20)
+        rude = await opened(stack, crowded, told, 5)
+        ends = asyncio.gather(
+            *(one.end() for one in peers), *(one.end(answers=False) for one in rude)
+        )
+        took, at_once, codes = await asyncio.gather(ended(crowded), ended(idle), ends)
+    assert codes == [1012] * 25
+    assert took < 4 + 1.5
+    assert at_once < 1.5

@@ -12,7 +12,7 @@ from tests.gateway.conftest import StartGateway
 from tests.gateway.crowd import crowd
 from tests.gateway.feed import Feed
 from tests.gateway.metrics import metric
-from tests.gateway.raw_socket import RawSocket
+from tests.gateway.raw_socket import PING, RawSocket, frame
 from tests.gateway.samples import Told, principal
 from tests.processes import ServiceProcess
 from tests.shared.waiting import eventually
@@ -124,3 +124,23 @@ async def test_slow_readers(start_gateway: StartGateway, feed: Feed) -> None:
 
 async def _is(found: object, expected: float) -> bool:
     return bool(await found == expected)  # type: ignore[misc]
+
+
+async def test_who_talks_but_never_reads(start_gateway: StartGateway) -> None:
+    """Signs of life are no excuse: who only sends pings and reads no pong is closed in time."""
+    service = start_gateway(WEBSOCKET_STALL_TIMEOUT="1")
+    loop = asyncio.get_running_loop()
+    async with RawSocket.opened(
+        service.port, "/ws/upload-progress", receive_buffer=4096
+    ) as peer:
+        pings = frame(PING, b"x" * 125) * 100
+
+        async def pour() -> None:
+            while True:
+                await loop.sock_sendall(peer.socket, pings)
+
+        pouring = asyncio.ensure_future(pour())
+        by_time = partial(metric, service, 'gateway_slow_total{bound="time"}')
+        await eventually(lambda: _is(by_time(), 1), "it is too slow", limit_s=15)
+        await eventually(pouring.done, "it is cut")
+        assert isinstance(pouring.exception(), ConnectionError)
