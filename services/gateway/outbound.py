@@ -306,14 +306,17 @@ class Flusher:
     def _check_stalled(self) -> None:
         self._timer = None
         now = self.turn_at = self._loop.time()
+        frames = writes = 0
         for outbound in list(self._stalled):
             written = outbound.flush()
             if written >= 0:
                 self._stalled.discard(outbound)
-                self.count(written, 1 if written else 0)
+                frames += written
+                writes += written > 0
             elif now - (outbound.stalled_at or now) > self._stall_limit_s:
                 self._stalled.discard(outbound)
                 outbound.give_up("time")
+        self.count(frames, writes)
         self._on_flushed()
         if self._stalled:
             self._timer = self._loop.call_later(_SLOW_CHECK_S, self._check_stalled)
