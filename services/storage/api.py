@@ -7,6 +7,7 @@ from typing import Final
 
 from services.storage.errors import PreconditionFailed, RangeNotSatisfiable
 from services.storage.files import Quarantined
+from services.storage.list_api import DESCRIBE_FILE, LIST_FILES
 from shared.errors import Conflict, NotFound, Unavailable
 from shared.operations import Header, Operation, Parameter, Response, Section
 
@@ -86,6 +87,8 @@ _FILES: Final = Section(
     "Files",
     "Complete uploads. The id is the one of the upload.",
     (
+        LIST_FILES,
+        DESCRIBE_FILE,
         _DOWNLOAD,
         Operation(
             name="look_at_file",

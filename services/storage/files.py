@@ -49,8 +49,13 @@ class Files:
         self._store: Final = store
         self._outbox: Final = outbox
 
-    async def find(self, file_id: str, caller: Principal) -> Stored:
+    async def find(self, file_id: str, caller: Principal, *, cleared: bool = True) -> Stored:
         """Return the caller's file.
+
+        Args:
+            file_id: Its id.
+            caller: Who asks.
+            cleared: Whether it must have been scanned, if it is to be.
 
         Raises:
             NotFound: There is no such file; an unfinished upload is none, nor is a piece
@@ -69,7 +74,9 @@ class Files:
             raise Forbidden("This file belongs to somebody else.")
         sidecar = stored.sidecar
         if sidecar.status == "quarantined":
-            raise Quarantined("This file has not been cleared yet.")
+            if cleared:
+                raise Quarantined("This file has not been cleared yet.")
+            return stored
         if sidecar.status != "completed" or sidecar.is_partial or not stored.visible:
             raise _unknown()
         return stored

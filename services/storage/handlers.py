@@ -24,7 +24,7 @@ from shared.identity import principal_of
 from shared.sidecar import SidecarDamaged
 from shared.web import problem
 
-__all__ = ["FILES", "SETTINGS", "add_storage_routes"]
+__all__ = ["FILES", "SETTINGS", "add_storage_routes", "explains_failures"]
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -51,7 +51,9 @@ def add_storage_routes(router: web.UrlDispatcher) -> None:
     router.add_delete(path, delete)
 
 
-def _explains_failures(handler: Handler) -> Handler:
+def explains_failures(handler: Handler) -> Handler:
+    """Answer what a store or a file fails with as clients must know it."""
+
     @wraps(handler)
     async def wrapped(request: web.Request) -> web.StreamResponse:
         try:
@@ -75,7 +77,7 @@ def _explains_failures(handler: Handler) -> Handler:
     return wrapped
 
 
-@_explains_failures
+@explains_failures
 async def download(request: web.Request) -> web.StreamResponse:
     """GET and HEAD: the file, or the part of it that was asked for."""
     files, file_id = request.app[FILES], request.match_info["file_id"]
@@ -148,7 +150,7 @@ def _begun(stored: Stored, selection: Selection) -> web.StreamResponse:
     return response
 
 
-@_explains_failures
+@explains_failures
 async def delete(request: web.Request) -> web.StreamResponse:
     """DELETE: 204 once the file is durably gone; 404 the second time."""
     await request.app[FILES].delete(request.match_info["file_id"], principal_of(request))

@@ -30,6 +30,7 @@ __all__ = [
     "FileRecord",
     "Owner",
     "Sort",
+    "etag_of",
     "fields_of",
     "folded",
     "id_in",
@@ -151,6 +152,11 @@ def members_of(file_id: str, *, created_at: int, filename: str, size: int) -> di
 def id_in(member: bytes) -> str:
     """Return the file that a member of a list stands for."""
     return member[-_ID_LENGTH:].decode(errors="replace")
+
+
+def etag_of(sidecar: Sidecar) -> str:
+    """Return the entity tag of a file, quotes included."""
+    return f'"{sidecar.upload_id}"'  # the bytes of an id never change
 
 
 def is_file(sidecar: Sidecar) -> bool:

@@ -37,6 +37,7 @@ __all__ = ["Records"]
 _GONE_S: Final = 86_400
 """Longer than an event waits to be handled again."""
 _LISTS: Final = "files:{*"
+_COMPLETE: Final = "files:complete"
 
 _WRITE: Final = RedisScript(Path(__file__).with_name("record_write.lua"))
 _DROP: Final = RedisScript(Path(__file__).with_name("record_drop.lua"))
@@ -135,6 +136,14 @@ class Records:
         """Return how many files an owner has."""
         return int(await command(self._redis, "ZCARD", list_key(owner, "created_at")))
 
+    async def is_complete(self) -> bool:
+        """Tell whether all older files have been recorded in this Redis."""
+        return bool(await command(self._redis, "EXISTS", _COMPLETE))
+
+    async def mark_complete(self) -> None:
+        """Note that they have. It goes with everything else when Redis is wiped."""
+        await command(self._redis, "SET", _COMPLETE, 1)
+
     async def all_ids(self) -> AsyncIterator[str]:
         """Yield the ids that there are records of, some of them twice perhaps."""
         async for key in self._redis.scan_iter(match=record_key("*"), count=1000):
@@ -146,14 +155,10 @@ class Records:
             if key.endswith(tuple(f":{sort}".encode() for sort in SORTS)):
                 yield key.decode(errors="replace")
 
-    async def scan_list(self, key: str) -> AsyncIterator[list[bytes]]:
-        """Yield the members of a list in batches, some of them twice perhaps."""
-        cursor = b"0"
-        while True:
-            cursor, flat = await command(self._redis, "ZSCAN", key, cursor, "COUNT", 500)
-            yield flat[::2]
-            if cursor == b"0":
-                return
+    async def scan_list(self, key: str) -> AsyncIterator[bytes]:
+        """Yield the members of a list, some of them twice perhaps."""
+        async for member, _ in self._redis.zscan_iter(key, count=500):
+            yield member
 
     async def unlist(self, key: str, members: Sequence[bytes]) -> None:
         """Take members out of a list."""

@@ -17,3 +17,10 @@ class Settings(CommonSettings, frozen=True, kw_only=True):
     download_stall_timeout: Annotated[
         float, msgspec.Meta(gt=0, description="seconds a client may take to accept 4 KiB")
     ] = 60
+    verify_rate: Annotated[
+        int,
+        msgspec.Meta(
+            ge=0,
+            description="bytes per second that `services.storage verify` reads; 0 = no limit",
+        ),
+    ] = 50 * 1024**2
