@@ -14,6 +14,7 @@ from typing import Final, TypeVar
 
 import msgspec
 import structlog
+from msgspec.structs import replace
 from redis.asyncio import Redis
 
 from services.storage.record import FileRecord, id_in, is_file, record_of_sidecar
@@ -35,6 +36,8 @@ _LOCK_S: Final = 10.0
 _BATCH: Final = 200
 _PAUSE_S: Final = 0.02
 """Between two batches: this must not be what Redis and the store are busy with."""
+_READ_AT_ONCE: Final = 32
+"""Files that are looked up together: a store may be far away."""
 _LOOK_S: Final = 2.0
 """How soon a Redis that knows nothing is noticed."""
 
@@ -44,7 +47,7 @@ class Rebuilt(msgspec.Struct):
 
     files: int = 0
     written: int = 0
-    """Files that had no record, or an older one."""
+    """Files that had no record, or another one."""
     dropped: int = 0
     """Records of files that are gone."""
 
@@ -115,9 +118,8 @@ class Rebuilding:
         known = await self._records.find_all([one.file_id for one in batch])
         self.found.files += len(batch)
         self.found.written += sum(
-            1
+            there is None or replace(there, seq=one.seq) != one
             for one, there in zip(batch, known, strict=True)
-            if there is None or (there.seq, there.sha256) < (one.seq, one.sha256)
         )
         if not self._dry_run:  # all of them: one may be recorded, but not listed
             await self._records.register(batch)
@@ -139,11 +141,16 @@ class Rebuilding:
                     await self._records.unlist(key, strays)
 
     async def _drop_gone(self, file_ids: Sequence[str]) -> None:
-        for record in await self._records.find_all(file_ids):
-            if record is not None and not await self._is_there(record.file_id):
-                self.found.dropped += 1
-                if not self._dry_run:
-                    await self._records.forget(record)
+        found = await self._records.find_all(file_ids)
+        recorded = [one for one in found if one is not None]
+        for start in range(0, len(recorded), _READ_AT_ONCE):
+            batch = recorded[start : start + _READ_AT_ONCE]
+            there = await asyncio.gather(*(self._is_there(one.file_id) for one in batch))
+            gone = [one for one, is_there in zip(batch, there, strict=True) if not is_there]
+            self.found.dropped += len(gone)
+            if not self._dry_run:
+                for one in gone:
+                    await self._records.forget(one)
 
     async def _is_there(self, file_id: str) -> bool:
         if not is_upload_id(file_id):

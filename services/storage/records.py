@@ -75,31 +75,21 @@ class Records:
             facts: As its last event or its sidecar has them.
 
         """
-        await self._drop(
-            *(file_id, Owner(facts.tenant, facts.user_id)),
+        await _DROP.run(self._redis, [record_key(file_id)], _GONE_S)
+        members = members_of(
+            file_id,
             created_at=facts.created_at,
             filename=facts.filename,
             size=facts.size or 0,
         )
+        owner = Owner(facts.tenant, facts.user_id)
+        places = [(list_key(owner, sort), one) for sort, one in members.items()]
+        await pipelined(self._redis, [("ZREM", *place) for place in places])
 
     async def forget(self, record: FileRecord) -> None:
-        """Drop a file of which nothing but its record is left."""
-        await self._drop(
-            *(record.file_id, record.owner),
-            created_at=record.created_at,
-            filename=record.filename,
-            size=record.size,
-        )
-
-    async def _drop(
-        self, file_id: str, owner: Owner, *, created_at: int, filename: str, size: int
-    ) -> None:
-        await _DROP.run(self._redis, [record_key(file_id)], _GONE_S)
-        members = members_of(file_id, created_at=created_at, filename=filename, size=size)
-        await pipelined(
-            self._redis,
-            [("ZREM", list_key(owner, sort), one) for sort, one in members.items()],
-        )
+        """Remove a record that has no file. If there is one after all, it can come back."""
+        await command(self._redis, "DEL", record_key(record.file_id))
+        await pipelined(self._redis, [("ZREM", *place) for place in _places(record)])
 
     async def find(self, file_id: str) -> FileRecord | None:
         """Return the record of a file; ``None`` if there is none (any more)."""
