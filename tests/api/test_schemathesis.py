@@ -57,7 +57,9 @@ REACHED: Final = {
     "GET /v1/dashboard/upload/progress/user/{user_id}/sessions": {200, 400, 403},
     "GET /v1/dashboard/upload/progress/stats": {403},
     "POST /v1/dashboard/upload/progress/cleanup": {403},
+    "GET /api/v1/storage": {200, 400},
     "GET /api/v1/storage/{file_id}": {200, 404},
+    "GET /api/v1/storage/{file_id}/meta": {200, 404},
     "DELETE /api/v1/storage/{file_id}": {204, 404},
 }
 """What the requests must come to, so that they prove something."""
