@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -48,7 +48,7 @@ class Catalogue:
         ]
         self.tus: Final = Tus(self.ingest.port)
 
-    def upload(self, name: str, size: int = 9, **headers: str) -> str:
+    def upload(self, name: str, headers: Mapping[str, str] = {}, *, size: int = 9) -> str:
         """Upload a file of its own content; return its id."""
         about = metadata(filename=name, filetype="text/plain")
         path = self.tus.create(size, {"Upload-Metadata": about, **headers})
@@ -113,7 +113,7 @@ def catalogue(tmp_path: Path) -> Iterator[Catalogue]:
 def test_from_upload_to_delete(shared_catalogue: Catalogue) -> None:
     """Each file is there at once, listed by both storages, told of once, and then gone."""
     one = shared_catalogue
-    file_ids = [one.upload(f"file {n}", 20 + n) for n in range(12)]
+    file_ids = [one.upload(f"file {n}", size=20 + n) for n in range(12)]
     assert ask(f"{one.storages[1].url}{PATH}/{file_ids[-1]}/meta")[0] == 200
 
     one.wait_for(file_ids)
@@ -141,7 +141,7 @@ def test_from_upload_to_delete(shared_catalogue: Catalogue) -> None:
 def test_pieces_are_no_files(shared_catalogue: Catalogue) -> None:
     """Of uploads that are joined only the whole is listed, and told of."""
     one = shared_catalogue
-    parts = [one.upload(f"part {n}", **{"Upload-Concat": "partial"}) for n in range(2)]
+    parts = [one.upload(f"part {n}", {"Upload-Concat": "partial"}) for n in range(2)]
     paths = " ".join(f"/api/v1/uploads/{part}" for part in parts)
     whole = id_of(path_of(one.tus.post({"Upload-Concat": f"final;{paths}"})))
 

@@ -27,6 +27,7 @@ from shared.blobs.opening import make_store
 from shared.blobs.store import BlobStore, UploadNotFound
 from shared.errors import StartupError
 from shared.sidecar import new_id
+from shared.streams import command
 from tests.processes import ROOT, RedisServer
 from tests.shared.blobs.memory_leases import MemoryLeases, Registry
 from tests.storage.stored_files import put_file, tombstone_of
@@ -43,12 +44,14 @@ class Damageable:
     Args:
         settings: For the commands.
         store: Where files are.
+        server: Where its objects are, if they are no files.
 
     """
 
-    def __init__(self, settings: Settings, store: BlobStore) -> None:
+    def __init__(self, settings: Settings, store: BlobStore, server: MotoServer | None) -> None:
         self.settings: Final = settings
         self.store: Final = store
+        self._server: Final = server
 
     async def put(self, content: bytes, *, hashed: bool = True, **more: Any) -> str:
         """Keep a file; return its id."""
@@ -70,15 +73,14 @@ class Damageable:
             return
         from tests.s3_servers import BUCKET, client_of  # noqa: PLC0415
 
-        client = client_of(self.server)
+        assert self._server is not None
+        client = client_of(self._server)
         key = f"{self.settings.blob_store.partition(BUCKET)[2].strip('/')}/{name}"
         if content is None:
             client.delete_object(Bucket=BUCKET, Key=key)
         else:
             client.put_object(Bucket=BUCKET, Key=key, Body=content)
         client.close()
-
-    server: MotoServer
 
 
 @pytest.fixture(params=["files", "s3"])
@@ -87,8 +89,10 @@ async def kept(
 ) -> AsyncIterator[Damageable]:
     """An empty store of each kind."""
     settings = Settings(redis_url=redis_server.url, data_dir=data_dir, verify_rate=0)
+    server: MotoServer | None = None
     if request.param == "s3":
         server = request.getfixturevalue("moto_server")
+        assert server is not None
         settings = replace(
             settings,
             blob_store=f"s3://uploads/{new_id()}",
@@ -99,10 +103,7 @@ async def kept(
         )
     store = make_store(settings, leases=MemoryLeases(Registry()))
     await store.open()
-    one = Damageable(settings, store)
-    if request.param == "s3":
-        one.server = server
-    yield one
+    yield Damageable(settings, store, server)
     await store.close()
 
 
@@ -110,7 +111,7 @@ async def listed(redis: Redis) -> set[str]:
     """Return the ids in each list of the local user, which must agree."""
     found = []
     for sort in ("created_at", "name", "size"):
-        members = await redis.zrange(list_key(LOCAL, sort), 0, -1)  # type: ignore[arg-type]
+        members = await command(redis, "ZRANGE", list_key(LOCAL, sort), 0, -1)
         found.append({one[-36:].decode() for one in members})
     assert found[0] == found[1] == found[2]
     return found[0]

@@ -20,6 +20,7 @@ from shared import events
 from shared.events import FileDeleted, LifecycleEvent, MalformedEvent, UploadCompleted
 from shared.sidecar import new_id
 from shared.stream_group import GroupEntry
+from shared.streams import command
 
 ALICE: Final = Owner("acme", "alice")
 
@@ -139,8 +140,8 @@ async def test_owners_are_kept_apart(records: Records, listing: Listing, redis: 
     await records.register([mine, *theirs])
     assert await names(listing) == [mine.filename]
 
-    stray = await redis.zrange(list_key(theirs[0].owner, "name"), 0, -1)
-    await redis.zadd(list_key(ALICE, "name"), {stray[0]: 0})
+    stray = (await command(redis, "ZRANGE", list_key(theirs[0].owner, "name"), 0, -1))[0]
+    await command(redis, "ZADD", list_key(ALICE, "name"), 0, stray)
     assert await names(listing, sort="name") == [mine.filename]
 
 
