@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +22,8 @@ from shared import sidecar as sidecars
 from shared.events import FileDeleted, FileStored, UploadCompleted, UploadCreated
 from tests.ingest.evidence import tracebacks
 from tests.ingest.tus_client import Tus, id_of, metadata, path_of
-from tests.processes import RedisServer, ServiceProcess, running, wait_until
+from tests.processes import ROOT, RedisServer, ServiceProcess, running, wait_until
+from tests.redis_topologies import cluster
 from tests.storage.stored_files import lifecycle
 
 PATH: Final = "/api/v1/storage"
@@ -242,3 +245,36 @@ def test_storages_that_are_killed(catalogue: Catalogue) -> None:
         outbox = catalogue.sidecar(file_id).outbox
         assert [event.seq for event in outbox] == [1, 2, 3]
         assert isinstance(outbox[-1], FileStored)
+
+
+def test_on_a_cluster(tmp_path: Path) -> None:
+    """Records and lists lie in many slots: files are listed, dropped and found again there."""
+    with cluster(tmp_path) as nodes:
+        env = {"REDIS_URL": nodes.url, "DATA_DIR": str(tmp_path / "data")}
+        ingest = ServiceProcess("ingest", env, tmp_path / "ingest.log")
+        storage = ServiceProcess("storage", env, tmp_path / "storage.log")
+        with running(ingest, storage):
+            tus, url = Tus(ingest.port), f"{storage.url}{PATH}"
+            paths = [tus.create(3) for _ in range(6)]
+            file_ids = {id_of(path) for path in paths}
+            assert all(tus.patch(path, 0, b"abc").status == 204 for path in paths)
+
+            def shown() -> set[str]:
+                status, page = ask(f"{url}?sort=name&limit=200&name=")
+                return {one["file_id"] for one in page["files"]} if status == 200 else set()
+
+            wait_until(lambda: shown() == file_ids, "all are listed", storage.tail)
+            gone = file_ids.pop()
+            assert ask(f"{url}/{gone}", "DELETE")[0] == 204
+            wait_until(lambda: shown() == file_ids, "one is not listed any more")
+            done = subprocess.run(
+                [sys.executable, "-m", "services.storage", "reindex"],
+                cwd=ROOT,
+                env={**os.environ, **env},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.stdout == "5 files: 0 recorded, 0 dropped\n", done.stderr
+            assert shown() == file_ids
+        assert tracebacks(storage) == []
