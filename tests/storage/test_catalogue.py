@@ -10,21 +10,26 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.error import HTTPError
 from urllib.parse import quote
 from urllib.request import Request, urlopen
 
 import pytest
-import redis
+import redis as blocking_redis
+from redis.asyncio import Redis
 
 from shared import sidecar as sidecars
 from shared.events import FileDeleted, FileStored, UploadCompleted, UploadCreated
+from shared.sidecar import new_id
 from tests.ingest.evidence import tracebacks
 from tests.ingest.tus_client import Tus, id_of, metadata, path_of
 from tests.processes import ROOT, RedisServer, ServiceProcess, running, wait_until
 from tests.redis_topologies import cluster
 from tests.storage.stored_files import lifecycle
+
+if TYPE_CHECKING:
+    from tests.s3_servers import MotoServer
 
 PATH: Final = "/api/v1/storage"
 
@@ -179,7 +184,7 @@ def test_a_wiped_redis(catalogue: Catalogue) -> None:
     """Files come back by themselves, those that no event tells of any more too."""
     file_ids = [catalogue.upload(f"file {n}") for n in range(8)]
     catalogue.wait_until_told(file_ids)
-    client: Any = redis.Redis.from_url(catalogue.redis.url)
+    client: Any = blocking_redis.Redis.from_url(catalogue.redis.url)
     # As long ago as no outbox is published again for.
     for file_id in file_ids[:4]:
         path = catalogue.blobs / file_id[:2] / f"{file_id}.info"
@@ -245,6 +250,34 @@ def test_storages_that_are_killed(catalogue: Catalogue) -> None:
         outbox = catalogue.sidecar(file_id).outbox
         assert [event.seq for event in outbox] == [1, 2, 3]
         assert isinstance(outbox[-1], FileStored)
+
+
+def test_on_s3(
+    tmp_path: Path, redis_server: RedisServer, moto_server: MotoServer, redis: Redis
+) -> None:
+    """Where leases and objects stand for locks and files, a file is listed and told of, too."""
+    env = {
+        "REDIS_URL": redis_server.url,
+        "DATA_DIR": str(tmp_path / "data"),
+        "BLOB_STORE": f"s3://uploads/{new_id()}",
+        "S3_ENDPOINT_URL": moto_server.url,
+        "S3_ACCESS_KEY_ID": moto_server.access_key_id,
+        "S3_SECRET_ACCESS_KEY": moto_server.secret_access_key,
+    }
+    ingest = ServiceProcess("ingest", env, tmp_path / "ingest.log")
+    storage = ServiceProcess("storage", env, tmp_path / "storage.log")
+    with running(ingest, storage):
+        tus, url = Tus(ingest.port), f"{storage.url}{PATH}"
+        path = tus.create(3)
+        wait_until(lambda: tus.patch(path, 0, b"abc").status == 204, "it may be written to")
+        file_id = id_of(path)
+
+        assert ask(f"{url}/{file_id}/meta")[1]["size"] == 3
+        wait_until(lambda: len(lifecycle(redis_server.url, file_id)) == 3, "it is told of")
+        wait_until(lambda: ask(url)[1]["total_files"] == 1, "it is listed")
+        assert ask(f"{url}/{file_id}", "DELETE")[0] == 204
+        wait_until(lambda: ask(url)[1]["total_files"] == 0, "it is not listed any more")
+    assert tracebacks(storage) == []
 
 
 def test_on_a_cluster(tmp_path: Path) -> None:

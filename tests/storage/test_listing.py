@@ -209,18 +209,18 @@ async def test_the_last_page(records: Records, listing: Listing) -> None:
     assert await listing.page(Owner("acme", "nobody"), Query()) == Page([], None, 0, False)
 
 
-async def test_a_hundred_thousand_files(records: Records, listing: Listing) -> None:
+async def test_forty_thousand_files(records: Records, listing: Listing) -> None:
     """A page in the middle of a huge list takes milliseconds: it is found, not counted off."""
-    for start in range(0, 100_000, 5_000):
+    for start in range(0, 40_000, 5_000):
         await records.register([a_file(n) for n in range(start, start + 5_000)])
-    middle = Query(limit=50, created_before=1_700_000_000_000 + 50_000)
+    middle = Query(limit=50, created_before=1_700_000_000_000 + 20_000)
 
     started = time.perf_counter()
     pages = [await listing.page(ALICE, middle) for _ in range(20)]
     each_s = (time.perf_counter() - started) / 20
 
-    assert pages[0].files[0].size == 49_999
-    assert pages[0].total == 100_000
+    assert pages[0].files[0].size == 19_999
+    assert pages[0].total == 40_000
     assert each_s < 0.05
     started = time.perf_counter()
     nothing = await listing.page(ALICE, Query(name="not there"))
