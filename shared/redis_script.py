@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
-from shared.streams import command
+from shared.streams import Command, command, pipelined
 
-__all__ = ["RedisScript"]
+__all__ = ["Call", "RedisScript"]
+
+Call: TypeAlias = tuple[Sequence[str], Sequence[str | bytes | int]]
+"""Keys and arguments."""
 
 
 class RedisScript:
@@ -40,3 +44,21 @@ class RedisScript:
             return await command(redis, "EVALSHA", self._digest, *call)
         except NoScriptError:  # a Redis that has not seen it, or has forgotten it
             return await command(redis, "EVAL", self._text, *call)
+
+    async def run_all(self, redis: Redis, calls: Sequence[Call]) -> list[Any]:
+        """Run it for each pair of keys and arguments, in one go; return the raw replies.
+
+        It must be idempotent: where Redis has forgotten it, all that was sent is sent again.
+
+        Raises:
+            RedisError, OSError: Redis is away, or refuses.
+
+        """
+        try:
+            return await pipelined(redis, _calling("EVALSHA", self._digest, calls))
+        except NoScriptError:
+            return await pipelined(redis, _calling("EVAL", self._text, calls))
+
+
+def _calling(name: str, script: str, calls: Sequence[Call]) -> list[Command]:
+    return [(name, script, len(keys), *keys, *rest) for keys, rest in calls]

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import random
 import zlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, Final, cast
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final, TypeVar, cast
 
 import msgspec
 from redis.asyncio import Redis
@@ -42,6 +42,8 @@ __all__ = [
     "ROWS",
     "Command",
     "Entry",
+    "JobPosition",
+    "Position",
     "ProgressEntry",
     "command",
     "connect",
@@ -49,10 +51,12 @@ __all__ = [
     "event_entry",
     "event_stream",
     "is_event_stream",
+    "job_positions_in",
     "pack_positions",
     "partition_in",
     "partition_of",
     "pipelined",
+    "positions_in",
     "progress_stream",
     "read_ids",
     "retry_delay",
@@ -183,7 +187,9 @@ def entry_order(entry_id: bytes) -> tuple[int, int]:
     return int(millis), int(number or 0)
 
 
-class _Position(msgspec.Struct, frozen=True, array_like=True):
+class Position(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """How an upload's position stands in an entry, without its id."""
+
     seq: Seq
     at: Millis
     offset: Bytes
@@ -191,7 +197,9 @@ class _Position(msgspec.Struct, frozen=True, array_like=True):
     speed: float
 
 
-class _JobPosition(msgspec.Struct, frozen=True, array_like=True):
+class JobPosition(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """How the position of a job stands in an entry, without its upload's id."""
+
     job_id: str
     seq: Seq
     at: Millis
@@ -214,10 +222,11 @@ class ProgressEntry(msgspec.Struct, frozen=True):
     job_body: bytes = b"[]"
 
 
+_Row = TypeVar("_Row")
 _encoder: Final = msgspec.json.Encoder()
-_decoder: Final = msgspec.json.Decoder(list[_Position])
-_job_decoder: Final = msgspec.json.Decoder(list[_JobPosition])
-ROWS: Final[Mapping[str, Any]] = {"d": list[_Position], "jd": list[_JobPosition]}
+_decoder: Final = msgspec.json.Decoder(list[Position])
+_job_decoder: Final = msgspec.json.Decoder(list[JobPosition])
+ROWS: Final[Mapping[str, Any]] = {"d": list[Position], "jd": list[JobPosition]}
 """What the JSON in the fields of a progress entry is, for descriptions."""
 
 
@@ -234,14 +243,14 @@ def pack_positions(
     chosen = list(positions)
     uploads = [one for one in chosen if isinstance(one, UploadProgress)]
     ids = " ".join(one.upload_id for one in uploads)
-    rows = [_Position(o.seq, o.at, o.offset, o.size, round(o.speed, 1)) for o in uploads]
+    rows = [Position(o.seq, o.at, o.offset, o.size, round(o.speed, 1)) for o in uploads]
     fields = ("p", producer, "n", number, "i", ids, "d", _encoder.encode(rows))
     jobs = [one for one in chosen if isinstance(one, JobProgress)]
     if not jobs:
         return fields
     job_ids = " ".join(one.upload_id for one in jobs)
     job_rows = [
-        _JobPosition(
+        JobPosition(
             *(o.job_id, o.seq, o.at, round(o.progress, 2)),
             *(o.stage, o.message, o.current, o.total),
         )
@@ -266,6 +275,40 @@ def read_ids(fields: Mapping[bytes, bytes]) -> ProgressEntry:
         raise MalformedEvent(f"progress entry: {exc!r}") from exc
 
 
+def positions_in(entry: ProgressEntry) -> Iterable[tuple[bytes, Position]]:
+    """Return the positions of uploads as they stand in an entry, each with its upload's id.
+
+    Raises:
+        MalformedEvent: The body is not what the ids say.
+
+    """
+    return zip(entry.ids, _rows(_decoder, entry.body, len(entry.ids)), strict=True)
+
+
+def job_positions_in(entry: ProgressEntry) -> Iterable[tuple[bytes, JobPosition]]:
+    """Return the positions of jobs, each with its upload's id.
+
+    Raises:
+        MalformedEvent: As for ``positions_in``.
+
+    """
+    if not entry.job_ids:
+        return ()
+    return zip(
+        entry.job_ids, _rows(_job_decoder, entry.job_body, len(entry.job_ids)), strict=True
+    )
+
+
+def _rows(decoder: msgspec.json.Decoder[list[_Row]], body: bytes, count: int) -> list[_Row]:
+    try:
+        rows = decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise MalformedEvent(f"progress entry: {exc}") from exc
+    if len(rows) != count:
+        raise MalformedEvent(f"progress entry: {count} ids, {len(rows)} positions")
+    return rows
+
+
 def unpack_positions(
     entry: ProgressEntry, wanted: Collection[str] | None = None
 ) -> list[UploadProgress]:
@@ -275,19 +318,15 @@ def unpack_positions(
         MalformedEvent: The body is not what the ids say.
 
     """
-    try:
-        ids = [one.decode() for one in entry.ids]
-        if wanted is not None and not any(one in wanted for one in ids):
-            return []
-        return [
-            UploadProgress(
-                upload_id=one, seq=p.seq, at=p.at, offset=p.offset, size=p.size, speed=p.speed
-            )
-            for one, p in zip(ids, _decoder.decode(entry.body), strict=True)
-            if wanted is None or one in wanted
-        ]
-    except (msgspec.DecodeError, ValueError, RecursionError) as exc:
-        raise MalformedEvent(f"progress entry: {exc}") from exc
+    if not _any_wanted(entry.ids, wanted):
+        return []
+    return [
+        UploadProgress(
+            upload_id=one, seq=p.seq, at=p.at, offset=p.offset, size=p.size, speed=p.speed
+        )
+        for one, p in _named(positions_in(entry))
+        if wanted is None or one in wanted
+    ]
 
 
 def unpack_job_positions(
@@ -299,24 +338,32 @@ def unpack_job_positions(
         MalformedEvent: The body is not what the ids say.
 
     """
+    if not _any_wanted(entry.job_ids, wanted):
+        return []
+    return [
+        JobProgress(
+            upload_id=one,
+            job_id=p.job_id,
+            seq=p.seq,
+            at=p.at,
+            progress=p.progress,
+            stage=p.stage,
+            message=p.message,
+            current=p.current,
+            total=p.total,
+        )
+        for one, p in _named(job_positions_in(entry))
+        if wanted is None or one in wanted
+    ]
+
+
+def _any_wanted(ids: Iterable[bytes], wanted: Collection[str] | None) -> bool:
+    return wanted is None or any(one.decode(errors="replace") in wanted for one in ids)
+
+
+def _named(rows: Iterable[tuple[bytes, _Row]]) -> Iterator[tuple[str, _Row]]:
     try:
-        ids = [one.decode() for one in entry.job_ids]
-        if not any(wanted is None or one in wanted for one in ids):
-            return []
-        return [
-            JobProgress(
-                upload_id=one,
-                job_id=p.job_id,
-                seq=p.seq,
-                at=p.at,
-                progress=p.progress,
-                stage=p.stage,
-                message=p.message,
-                current=p.current,
-                total=p.total,
-            )
-            for one, p in zip(ids, _job_decoder.decode(entry.job_body), strict=True)
-            if wanted is None or one in wanted
-        ]
-    except (msgspec.DecodeError, ValueError, RecursionError) as exc:
+        for upload_id, row in rows:
+            yield upload_id.decode(), row
+    except UnicodeDecodeError as exc:
         raise MalformedEvent(f"progress entry: {exc}") from exc
