@@ -87,7 +87,8 @@ class StreamGroup:
             Longer than the slowest handling, or it is done twice.
         max_deliveries: Tries before an entry is given up.
         pace_s: Least time from one read to the next, unless there is more than one read brings:
-            what comes meanwhile is handled together. 0: an entry is handled at once.
+            what comes meanwhile is handled together, and when nothing has come, nothing is
+            handed over as well. 0: an entry is handled at once.
 
     """
 
@@ -184,9 +185,12 @@ class StreamGroup:
         )
         if refusal is not None:
             raise refusal
-        if polled and after == _NEW and not any(len(one) == _BATCH for _, one in found):
-            rest_s = self._pace_s - (time.monotonic() - began)
-            await asyncio.sleep(max(rest_s, 0 if found else _CLUSTER_TICK_S))
+        if polled and after == _NEW:
+            if self._pace_s and not found:
+                await self._handle([])
+            if not any(len(entries) == _BATCH for _, entries in found):
+                rest_s = self._pace_s - (time.monotonic() - began)
+                await asyncio.sleep(max(rest_s, 0 if found else _CLUSTER_TICK_S))
 
     async def _wait(self, after: str) -> list[Any]:
         until_claim_ms = int((self._next_claim - time.monotonic()) * 1000)
@@ -228,10 +232,12 @@ class StreamGroup:
         await self._acknowledge(batch)
 
     async def _acknowledge(self, entries: Sequence[GroupEntry]) -> None:
-        ids: dict[str, list[bytes]] = {}
+        ids: dict[str, list[bytes | str]] = {}
         for one in entries:
             ids.setdefault(one.stream, []).append(one.id)
-        commands = [("XACK", key, self._group, *known) for key, known in ids.items()]
+        commands: list[Command] = [
+            ("XACK", key, self._group, *known) for key, known in ids.items()
+        ]
         await pipelined(self._redis, commands)
         HANDLED.labels(self._group).inc(len(entries))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple, TypeAlias
 
 import msgspec
 from redis.asyncio import Redis
@@ -23,9 +23,14 @@ __all__ = ["PositionWriter"]
 
 _BATCH: Final = 100
 """Uploads at once: a millisecond of Redis's time."""
+_ROUNDS: Final = 3
+"""So often a position is tried again whose upload is not recorded yet."""
 _OLDEST_MS: Final = 60_000
 _OLDEST_SHARE: Final = 8
 _pack: Final = msgspec.msgpack.Encoder().encode
+
+
+_Texts: TypeAlias = tuple[str, ...]
 
 
 class PositionWriter:
@@ -45,9 +50,13 @@ class PositionWriter:
         ttl_ms = 1000 * ttl_s
         self._least_ms: Final = ttl_ms - min(ttl_ms // _OLDEST_SHARE, _OLDEST_MS)
         """A record that has less left is due to be kept longer."""
+        self._early: Final[dict[str, dict[str, _Early]]] = {"upload": {}, "job": {}}
 
     async def write(self, newest: Newest) -> list[str]:
         """Write positions; return the uploads whose records are due to be kept longer.
+
+        Those of uploads that are not recorded yet are written with the next ones, or with
+        those after them: another stream tells that an upload was created.
 
         Raises:
             RedisError, OSError, EOFError: Redis is away, or refuses; some may be written.
@@ -56,28 +65,41 @@ class PositionWriter:
         due = await self._write("upload", newest.of_uploads())
         return due + await self._write("job", newest.of_jobs())
 
-    async def _write(self, kind: str, rows: Mapping[bytes, tuple[str, ...]]) -> list[str]:
-        due: list[str] = []
+    async def _write(self, kind: str, told: Mapping[str, _Texts]) -> list[str]:
+        early, due = self._early[kind], []
+        rounds = {one: known.rounds for one, known in early.items()}
+        rows = {**{one: known.texts for one, known in early.items()}, **told}
+        early.clear()
         for batch in _pieces(rows.items(), _BATCH):
             # The projections of a cluster are in as many slots.
-            calls = _pieces(batch, 1) if is_cluster(self._redis) else [batch]
-            named = [[(one.decode(), row) for one, row in call] for call in calls]
+            calls = list(_pieces(batch, 1)) if is_cluster(self._redis) else [batch]
             replies = await self._script.run_all(
-                self._redis, [self._call(kind, call) for call in named]
+                self._redis, [self._call(kind, call) for call in calls]
             )
-            for call, numbers in zip(named, replies, strict=True):
-                due += [call[number - 1][0] for number in numbers]
+            for call, (aged, unknown) in zip(calls, replies, strict=True):
+                due += [call[number - 1][0] for number in aged]
+                for upload_id, texts in (call[number - 1] for number in unknown):
+                    left = rounds.get(upload_id, _ROUNDS)
+                    if left:
+                        early[upload_id] = _Early(texts, left - 1)
         return due
 
-    def _call(self, kind: str, rows: list[tuple[str, tuple[str, ...]]]) -> Call:
+    def _call(self, kind: str, rows: list[tuple[str, _Texts]]) -> Call:
         keys = [self._keys.upload(one) for one, _ in rows]
-        return keys, (kind, self._least_ms, _pack([row for _, row in rows]))
+        return keys, (kind, self._least_ms, _pack([texts for _, texts in rows]))
 
 
-_Row = tuple[bytes, tuple[str, ...]]
+class _Early(NamedTuple):
+    """A position of an upload that was not recorded."""
+
+    texts: _Texts
+    rounds: int
+    """How often it is tried again."""
 
 
-def _pieces(rows: Iterable[_Row], size: int) -> Iterator[list[_Row]]:
+def _pieces(
+    rows: Iterable[tuple[str, _Texts]], size: int
+) -> Iterator[list[tuple[str, _Texts]]]:
     rest = iter(rows)
     while piece := list(itertools.islice(rest, size)):
         yield piece

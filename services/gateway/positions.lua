@@ -1,7 +1,8 @@
 -- Writes positions into the projections of uploads, or of their jobs. A position never makes a
 -- projection, never follows an end, and never goes back; what it does not tell of stays.
 -- KEYS: projections. ARGV: "upload" or "job"; milliseconds; what is told, packed, one a key.
--- Returns the numbers, from 1, of those written that have fewer milliseconds left to live.
+-- Returns the numbers, from 1, of those written that have fewer milliseconds left to live, and
+-- of those that there are not.
 local function percentage(offset, size)
   if not size or size <= 0 then return '0.0' end
   local percent = tonumber(string.format('%.2f', 100 * offset / size))
@@ -13,6 +14,7 @@ local function write_upload(key, told)
   local offset, at, size, speed, estimate, written = unpack(told)
   local was = redis.call('HMGET', key, 'status', 'bytes_uploaded', 'last_updated_ms',
     'last_updated', 'total_bytes')
+  if not was[1] then return nil end
   local bytes, heard = tonumber(was[2]), tonumber(was[3])
   if was[1] ~= 'uploading' or not bytes or not heard then return false end
   local reached, made = tonumber(offset), tonumber(at)
@@ -30,8 +32,8 @@ local function write_job(key, told)
   local seq, at, progress, stage, message, current, total, written = unpack(told)
   local was = redis.call('HMGET', key, 'status', 'job_status', 'job_seq', 'job_updated_ms',
     'job_updated', 'job_progress')
-  local is_over = was[2] == 'completed' or was[2] == 'failed'
-  if not was[1] or was[1] == 'deleted' or is_over then return false end
+  if not was[1] then return nil end
+  if was[1] == 'deleted' or was[2] == 'completed' or was[2] == 'failed' then return false end
   local known, heard = tonumber(was[3]) or 0, tonumber(was[4]) or 0
   local counter, made = tonumber(seq), tonumber(at)
   local further = made > heard
@@ -45,10 +47,15 @@ local function write_job(key, told)
   return true
 end
 
-local write, due = write_upload, {}
+local write, due, unknown = write_upload, {}, {}
 if ARGV[1] == 'job' then write = write_job end
 local rows, least = cmsgpack.unpack(ARGV[3]), tonumber(ARGV[2])
 for i, key in ipairs(KEYS) do
-  if write(key, rows[i]) and redis.call('PTTL', key) < least then due[#due + 1] = i end
+  local written = write(key, rows[i])
+  if written == nil then
+    unknown[#unknown + 1] = i
+  elseif written and redis.call('PTTL', key) < least then
+    due[#due + 1] = i
+  end
 end
-return due
+return {due, unknown}

@@ -49,15 +49,15 @@ class Newest:
             if last is None or order >= (last.seq, last.at, last.progress):
                 jobs[upload_id] = job
 
-    def of_uploads(self) -> Mapping[bytes, tuple[str, ...]]:
+    def of_uploads(self) -> Mapping[str, tuple[str, ...]]:
         """Return what is written of uploads, as ``positions.lua`` takes it."""
         sane = (one for one in self._of_uploads.items() if _is_sane(one[1]))
-        return {upload_id: _upload_texts(one) for upload_id, one in sane}
+        return {upload_id.decode(): _upload_texts(one) for upload_id, one in sane}
 
-    def of_jobs(self) -> Mapping[bytes, tuple[str, ...]]:
+    def of_jobs(self) -> Mapping[str, tuple[str, ...]]:
         """Return what is written of jobs."""
         return {
-            upload_id: _job_texts(one)
+            upload_id.decode(): _job_texts(one)
             for upload_id, one in self._of_jobs.items()
             if one.at <= LATEST_MS
         }

@@ -1,9 +1,9 @@
 """This process's part in recording: each entry is folded into the projections by one gateway.
 
-Lifecycle events are recorded at once. Positions are taken up by the second, more or less: there
-are many, and of those that come together only the last one of each upload is worth writing. An
-entry is acknowledged when its positions are written, so what a killed gateway had in hand is
-recorded by another one, and nothing that came after it is taken back.
+Lifecycle events are recorded at once. Positions are taken up twice a second: there are many,
+and of those that come together only the last one of each upload is worth writing. An entry is
+acknowledged when its positions are written, so what a killed gateway had in hand is recorded
+by another one, and nothing that came after it is taken back.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from shared.streams import event_stream, progress_stream
 
 __all__ = ["RecordingGroup"]
 
-_POSITIONS_EVERY_S: Final = 0.75
+_POSITIONS_EVERY_S: Final = 0.5
 
 
 class RecordingGroup:
