@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import random
 import zlib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, TypeVar, cast
 
 import msgspec
@@ -52,18 +52,18 @@ __all__ = [
     "event_stream",
     "is_event_stream",
     "job_positions_in",
+    "job_progress_of",
     "pack_positions",
     "partition_in",
     "partition_of",
     "pipelined",
     "positions_in",
+    "progress_of",
     "progress_stream",
     "read_ids",
     "retry_delay",
     "server_runs",
     "stream_names",
-    "unpack_job_positions",
-    "unpack_positions",
 ]
 
 REDIS_FAILURES: Final = (RedisError, RedisClusterException, OSError, EOFError)
@@ -267,6 +267,8 @@ def read_ids(fields: Mapping[bytes, bytes]) -> ProgressEntry:
 
     """
     try:
+        if not (fields[b"i"].isascii() and fields.get(b"ji", b"").isascii()):
+            raise ValueError("an id that is not ASCII")
         return ProgressEntry(
             *(fields[b"p"], int(fields[b"n"]), fields[b"i"].split(), fields[b"d"]),
             *(fields.get(b"ji", b"").split(), fields.get(b"jd", b"[]")),
@@ -309,61 +311,28 @@ def _rows(decoder: msgspec.json.Decoder[list[_Row]], body: bytes, count: int) ->
     return rows
 
 
-def unpack_positions(
-    entry: ProgressEntry, wanted: Collection[str] | None = None
-) -> list[UploadProgress]:
-    """Return the positions of the wanted uploads (all, if ``None``).
-
-    Raises:
-        MalformedEvent: The body is not what the ids say.
-
-    """
-    if not _any_wanted(entry.ids, wanted):
-        return []
-    return [
-        UploadProgress(
-            upload_id=one, seq=p.seq, at=p.at, offset=p.offset, size=p.size, speed=p.speed
-        )
-        for one, p in _named(positions_in(entry))
-        if wanted is None or one in wanted
-    ]
+def progress_of(upload_id: bytes, row: Position) -> UploadProgress:
+    """Return an upload's position as the event that was packed."""
+    return UploadProgress(
+        upload_id=upload_id.decode(),
+        seq=row.seq,
+        at=row.at,
+        offset=row.offset,
+        size=row.size,
+        speed=row.speed,
+    )
 
 
-def unpack_job_positions(
-    entry: ProgressEntry, wanted: Collection[str] | None = None
-) -> list[JobProgress]:
-    """Return the positions of the jobs of the wanted uploads (all, if ``None``).
-
-    Raises:
-        MalformedEvent: The body is not what the ids say.
-
-    """
-    if not _any_wanted(entry.job_ids, wanted):
-        return []
-    return [
-        JobProgress(
-            upload_id=one,
-            job_id=p.job_id,
-            seq=p.seq,
-            at=p.at,
-            progress=p.progress,
-            stage=p.stage,
-            message=p.message,
-            current=p.current,
-            total=p.total,
-        )
-        for one, p in _named(job_positions_in(entry))
-        if wanted is None or one in wanted
-    ]
-
-
-def _any_wanted(ids: Iterable[bytes], wanted: Collection[str] | None) -> bool:
-    return wanted is None or any(one.decode(errors="replace") in wanted for one in ids)
-
-
-def _named(rows: Iterable[tuple[bytes, _Row]]) -> Iterator[tuple[str, _Row]]:
-    try:
-        for upload_id, row in rows:
-            yield upload_id.decode(), row
-    except UnicodeDecodeError as exc:
-        raise MalformedEvent(f"progress entry: {exc}") from exc
+def job_progress_of(upload_id: bytes, row: JobPosition) -> JobProgress:
+    """Return the position of a job as the event that was packed."""
+    return JobProgress(
+        upload_id=upload_id.decode(),
+        job_id=row.job_id,
+        seq=row.seq,
+        at=row.at,
+        progress=row.progress,
+        stage=row.stage,
+        message=row.message,
+        current=row.current,
+        total=row.total,
+    )

@@ -150,7 +150,7 @@ class Hub:
             DELIVERED.inc(len(watchers))
             self.delivered += len(watchers)
             key = topic.job if change.of_job else topic
-            if change in {Change.PROGRESS, Change.JOB_PROGRESS}:
+            if change.is_replaced:
                 for watcher in watchers:
                     watcher.outbound.put_latest(key, framed)
             else:

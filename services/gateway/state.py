@@ -58,10 +58,14 @@ class Change(Enum):
     JOB_COMPLETED = "job_completed"
     JOB_FAILED = "job_failed"
 
-    @property
-    def of_job(self) -> bool:
+    def __init__(self, name: str) -> None:
+        self.of_job: Final = name.startswith("job_")
         """Whether it tells of the processing, not of the upload."""
-        return self.value.startswith("job_")
+        self.is_replaced: Final = name in {"progress", "job_progress"}
+        """Whether the next one of its kind says all that it says."""
+
+    # Members are looked up for each event and dialect; Enum's own hash is that of the name.
+    __hash__ = object.__hash__
 
 
 class ProgressState(msgspec.Struct, frozen=True, kw_only=True):

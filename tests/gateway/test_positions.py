@@ -43,7 +43,7 @@ def group_on(redis: Redis, *, min_idle_s: float = 30.0) -> RecordingGroup:
 
 async def fields_of(redis: Redis, told: Told) -> dict[str, str]:
     """Return the hash of an upload."""
-    found: dict[bytes, bytes] = await redis.hgetall(f"{PREFIX}:{told.id}")
+    found: Any = await redis.hgetall(f"{PREFIX}:{told.id}")
     return {name.decode(): text.decode() for name, text in found.items()}
 
 
@@ -53,7 +53,7 @@ async def bytes_of(redis: Redis, told: Told) -> int:
     return state.bytes_uploaded if state is not None else -1
 
 
-STEPS = st.lists(
+STEPS: st.SearchStrategy[list[dict[str, Any]]] = st.lists(
     st.one_of(
         st.builds(
             dict,
@@ -78,7 +78,7 @@ STEPS = st.lists(
 
 @given(size=st.none() | st.integers(1, 100), steps=STEPS)
 @settings(
-    max_examples=100,
+    max_examples=60,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
