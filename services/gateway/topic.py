@@ -76,6 +76,7 @@ class Topic:
         "_known",
         "_positions",
         "job",
+        "shown",
         "state",
         "upload_id",
         "waiting",
@@ -87,6 +88,9 @@ class Topic:
         self.state: ProgressState | None = None
         """``None`` until it is read or told; nobody has joined before."""
         self.watchers: Final[dict[Dialect, dict[Watcher, None]]] = {}
+        self.shown: tuple[Dialect, str, bool, bytes] | None = None
+        """The last message with this very state, for others who begin to watch while it lasts:
+        its dialect, the id to go on from, whether events were missed, and the frame."""
         self.waiting = 0
         """Subscriptions that are being granted."""
         self._early: list[LifecycleEvent] = []
@@ -117,10 +121,12 @@ class Topic:
 
     def become(self, state: ProgressState) -> None:
         """Take on a state; wakes those who wait for the first one."""
-        self.state = state
-        self._early.clear()
-        self._positions.clear()
-        self._known.set()
+        is_first, self.state = self.state is None, state
+        self.shown = None
+        if is_first:
+            self._early.clear()
+            self._positions.clear()
+            self._known.set()
 
     async def known(self, timeout_s: float) -> None:
         """Return when something is known of the upload, or after so many seconds."""
