@@ -15,7 +15,7 @@ from typing import Final
 
 from prometheus_client import Counter, Gauge
 
-from services.gateway.dialects.protocol import Dialect, Told
+from services.gateway.dialects.protocol import Told
 from services.gateway.folding import (
     change_of,
     change_of_position,
@@ -26,7 +26,7 @@ from services.gateway.folding import (
 )
 from services.gateway.interest import Interest
 from services.gateway.state import Change, ProgressState
-from services.gateway.topic import Topic, Watcher
+from services.gateway.topic import Topic, Watcher, message
 from shared.errors import Forbidden, NotFound
 from shared.events import JobProgress, LifecycleEvent, UploadProgress
 
@@ -195,23 +195,11 @@ class Hub:
 
     def show(self, watcher: Watcher, state: ProgressState, *, gap: bool = False) -> None:
         """Send a socket a state; ``gap``: because it has missed events."""
-        framed = self._shown(watcher.dialect, state, gap=gap)
+        topic, since = self._topics.get(state.session_id), self._since(state.session_id)
+        of_topic = message if topic is None else topic.message
+        framed = of_topic(watcher.dialect, state, since, gap=gap)
         if framed is not None:
             watcher.outbound.put(framed)
-
-    def _shown(self, dialect: Dialect, state: ProgressState, *, gap: bool) -> bytes | None:
-        """Return the message with a state: one for all sockets that get the same."""
-        topic, since = self._topics.get(state.session_id), self._since(state.session_id)
-        shown = topic.shown if topic is not None and topic.state is state else None
-        if shown is not None and shown[:3] == (dialect, since, gap):
-            return shown[3]
-        payload = dialect.show(state, since, gap=gap)
-        if payload is None:
-            return None
-        framed = dialect.framed(payload)
-        if topic is not None and topic.state is state:
-            topic.shown = (dialect, since, gap, framed)
-        return framed
 
     def state_of(self, upload_id: str) -> ProgressState | None:
         """Return the state as those have it who watch the upload here, if anybody does."""
