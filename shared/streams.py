@@ -325,14 +325,4 @@ def progress_of(upload_id: bytes, row: Position) -> UploadProgress:
 
 def job_progress_of(upload_id: bytes, row: JobPosition) -> JobProgress:
     """Return the position of a job as the event that was packed."""
-    return JobProgress(
-        upload_id=upload_id.decode(),
-        job_id=row.job_id,
-        seq=row.seq,
-        at=row.at,
-        progress=row.progress,
-        stage=row.stage,
-        message=row.message,
-        current=row.current,
-        total=row.total,
-    )
+    return JobProgress(upload_id=upload_id.decode(), **msgspec.structs.asdict(row))
