@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
 from shared.streams import Command, command, pipelined
 
-__all__ = ["RedisScript"]
+__all__ = ["Call", "RedisScript"]
+
+Call: TypeAlias = tuple[Sequence[str], Sequence[Any]]
+"""Keys and arguments."""
 
 
 class RedisScript:
@@ -42,9 +45,7 @@ class RedisScript:
         except NoScriptError:  # a Redis that has not seen it, or has forgotten it
             return await command(redis, "EVAL", self._text, *call)
 
-    async def run_all(
-        self, redis: Redis, calls: Sequence[tuple[Sequence[str], Sequence[Any]]]
-    ) -> list[Any]:
+    async def run_all(self, redis: Redis, calls: Sequence[Call]) -> list[Any]:
         """Run it for each pair of keys and arguments, in one write; return the raw replies.
 
         Raises:

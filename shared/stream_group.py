@@ -86,6 +86,9 @@ class StreamGroup:
         min_idle_s: After so long without an answer an entry is claimed from its member.
             Longer than the slowest handling, or it is done twice.
         max_deliveries: Tries before an entry is given up.
+        pace_s: Least time from one read to the next, unless there is more than one read brings:
+            what comes meanwhile is handled together, and when nothing has come, nothing is
+            handed over as well. 0: an entry is handled at once.
 
     """
 
@@ -98,6 +101,7 @@ class StreamGroup:
         handle: Handle,
         min_idle_s: float = 30.0,
         max_deliveries: int = 5,
+        pace_s: float = 0.0,
     ) -> None:
         self._redis: Final = redis
         self._group: Final = group
@@ -105,6 +109,7 @@ class StreamGroup:
         self._handle: Final = handle
         self._min_idle_ms: Final = int(min_idle_s * 1000)
         self._max_deliveries: Final = max_deliveries
+        self._pace_s: Final = pace_s
         self._consumer: Final = f"{socket.gethostname()}-{secrets.token_hex(4)}"
         self._next_claim = 0.0
         self._owes = False
@@ -161,22 +166,31 @@ class StreamGroup:
 
     async def _read(self, after: str) -> None:
         """Handle what is new, or what is pending with this member."""
-        polled = is_cluster(self._redis)
+        polled, began = is_cluster(self._redis) or self._pace_s > 0, time.monotonic()
         replies = await (self._poll(after) if polled else self._wait(after))
         refusal = next((one for one in replies if isinstance(one, Exception)), None)
-        batch = [
-            GroupEntry(key, entry_id, fields)
+        found = [
+            one
             for reply in replies
             if not isinstance(reply, Exception)
-            for key, entries in entries_of(reply)
-            for entry_id, fields in entries
-            if fields  # else it was trimmed; the claim counts it
+            for one in entries_of(reply)
         ]
-        await self._process(batch)
+        await self._process(
+            [
+                GroupEntry(key, entry_id, fields)
+                for key, entries in found
+                for entry_id, fields in entries
+                if fields  # else it was trimmed; the claim counts it
+            ]
+        )
         if refusal is not None:
             raise refusal
-        if polled and not batch:
-            await asyncio.sleep(_CLUSTER_TICK_S)
+        if polled and after == _NEW:
+            if self._pace_s and not found:
+                await self._handle([])
+            if not any(len(entries) == _BATCH for _, entries in found):
+                rest_s = self._pace_s - (time.monotonic() - began)
+                await asyncio.sleep(max(rest_s, 0 if found else _CLUSTER_TICK_S))
 
     async def _wait(self, after: str) -> list[Any]:
         until_claim_ms = int((self._next_claim - time.monotonic()) * 1000)
@@ -184,8 +198,9 @@ class StreamGroup:
         return [await command(self._redis, *self._reading(self._streams, after, block_ms))]
 
     async def _poll(self, after: str) -> list[Any]:
-        """Ask a cluster slot by slot: no command may wait in more than one."""
-        commands = [self._reading(keys, after) for keys in by_slot(self._streams)]
+        """Ask without waiting; a cluster slot by slot: no command may name more than one."""
+        groups = by_slot(self._streams) if is_cluster(self._redis) else [self._streams]
+        commands = [self._reading(keys, after) for keys in groups]
         return await pipelined(self._redis, commands, raise_on_error=False)
 
     def _reading(self, keys: Sequence[str], after: str, block_ms: int = 0) -> Command:
@@ -217,9 +232,13 @@ class StreamGroup:
         await self._acknowledge(batch)
 
     async def _acknowledge(self, entries: Sequence[GroupEntry]) -> None:
-        await pipelined(
-            self._redis, [("XACK", one.stream, self._group, one.id) for one in entries]
-        )
+        ids: dict[str, list[bytes | str]] = {}
+        for one in entries:
+            ids.setdefault(one.stream, []).append(one.id)
+        commands: list[Command] = [
+            ("XACK", key, self._group, *known) for key, known in ids.items()
+        ]
+        await pipelined(self._redis, commands)
         HANDLED.labels(self._group).inc(len(entries))
 
     async def _failed(self, entry: GroupEntry, exc: Exception) -> None:

@@ -40,6 +40,9 @@ log = structlog.stdlib.get_logger(__name__)
 
 BEGINNING: Final = b"0-0"
 _BATCH: Final = 500
+_LEAST: Final = 4
+_LONG_S: Final = 0.05
+"""As long as handling what was read may keep others from their turn of the loop."""
 _LOOK_S: Final = 1.0
 _BEHIND_MS: Final = 1_000
 _LONGEST_RETRY_S: Final = 0.5
@@ -102,6 +105,8 @@ class StreamTail:
         self._bucket: Bucket | None = None
         self._next_look = 0.0
         self._failures = 0
+        self._count = _BATCH
+        """Entries of a stream that are read at once."""
         self.connected = False
         """Whether the last read worked."""
 
@@ -190,15 +195,27 @@ class StreamTail:
             for key, entries in entries_of(reply)
             if self._cursors.get(key) == cursors[key]
         ]
-        batch = in_order(told, _BATCH)
+        batch = in_order(told, self._count)
         self._cursors.update(batch.cursors)
         if batch.entries:
             READ.inc(len(batch.entries))
+            began = time.monotonic()
             self._on_entries(batch.entries)
+            self._fit(time.monotonic() - began, is_full=batch.is_cut)
         # What came in one read is written in one turn; then the sockets have theirs.
         await asyncio.sleep(0)
         if batch.entries and not batch.is_cut:
             await self._pace()
+
+    def _fit(self, took_s: float, *, is_full: bool) -> None:
+        """Read less at once when handling holds up the loop, and more while there is time.
+
+        An entry may hold one position or a thousand, so their number alone is no bound.
+        """
+        if took_s > _LONG_S:
+            self._count = max(int(self._count * _LONG_S / took_s / 2), _LEAST)
+        elif is_full and took_s < _LONG_S / 4:
+            self._count = min(self._count * 2, _BATCH)
 
     async def _wait(self, cursors: Mapping[str, bytes]) -> Any:
         """Return what is new, or nothing after a while or an interruption."""
@@ -207,7 +224,7 @@ class StreamTail:
             async with waiting:
                 return await command(
                     self._redis,
-                    *("XREAD", "COUNT", _BATCH, "BLOCK", BLOCK_MS),
+                    *("XREAD", "COUNT", self._count, "BLOCK", BLOCK_MS),
                     *("STREAMS", *cursors, *cursors.values()),
                 )
         except TimeoutError:
@@ -220,7 +237,7 @@ class StreamTail:
     async def _poll(self, cursors: Mapping[str, bytes]) -> Any:
         """Return what is new on a cluster, or nothing after a tick."""
         commands: list[Command] = [
-            ("XREAD", "COUNT", _BATCH, "STREAMS", *keys, *(cursors[key] for key in keys))
+            ("XREAD", "COUNT", self._count, "STREAMS", *keys, *(cursors[key] for key in keys))
             for keys in by_slot(cursors)
         ]
         reply = [one for part in await pipelined(self._redis, commands) for one in part or ()]

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import random
 import zlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, Final, cast
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, TypeVar, cast
 
 import msgspec
 from redis.asyncio import Redis
@@ -42,6 +42,8 @@ __all__ = [
     "ROWS",
     "Command",
     "Entry",
+    "JobPosition",
+    "Position",
     "ProgressEntry",
     "command",
     "connect",
@@ -49,17 +51,19 @@ __all__ = [
     "event_entry",
     "event_stream",
     "is_event_stream",
+    "job_positions_in",
+    "job_progress_of",
     "pack_positions",
     "partition_in",
     "partition_of",
     "pipelined",
+    "positions_in",
+    "progress_of",
     "progress_stream",
     "read_ids",
     "retry_delay",
     "server_runs",
     "stream_names",
-    "unpack_job_positions",
-    "unpack_positions",
 ]
 
 REDIS_FAILURES: Final = (RedisError, RedisClusterException, OSError, EOFError)
@@ -183,7 +187,9 @@ def entry_order(entry_id: bytes) -> tuple[int, int]:
     return int(millis), int(number or 0)
 
 
-class _Position(msgspec.Struct, frozen=True, array_like=True):
+class Position(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """How an upload's position stands in an entry, without its id."""
+
     seq: Seq
     at: Millis
     offset: Bytes
@@ -191,7 +197,9 @@ class _Position(msgspec.Struct, frozen=True, array_like=True):
     speed: float
 
 
-class _JobPosition(msgspec.Struct, frozen=True, array_like=True):
+class JobPosition(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """How the position of a job stands in an entry, without its upload's id."""
+
     job_id: str
     seq: Seq
     at: Millis
@@ -214,10 +222,11 @@ class ProgressEntry(msgspec.Struct, frozen=True):
     job_body: bytes = b"[]"
 
 
+_Row = TypeVar("_Row")
 _encoder: Final = msgspec.json.Encoder()
-_decoder: Final = msgspec.json.Decoder(list[_Position])
-_job_decoder: Final = msgspec.json.Decoder(list[_JobPosition])
-ROWS: Final[Mapping[str, Any]] = {"d": list[_Position], "jd": list[_JobPosition]}
+_decoder: Final = msgspec.json.Decoder(list[Position])
+_job_decoder: Final = msgspec.json.Decoder(list[JobPosition])
+ROWS: Final[Mapping[str, Any]] = {"d": list[Position], "jd": list[JobPosition]}
 """What the JSON in the fields of a progress entry is, for descriptions."""
 
 
@@ -234,14 +243,14 @@ def pack_positions(
     chosen = list(positions)
     uploads = [one for one in chosen if isinstance(one, UploadProgress)]
     ids = " ".join(one.upload_id for one in uploads)
-    rows = [_Position(o.seq, o.at, o.offset, o.size, round(o.speed, 1)) for o in uploads]
+    rows = [Position(o.seq, o.at, o.offset, o.size, round(o.speed, 1)) for o in uploads]
     fields = ("p", producer, "n", number, "i", ids, "d", _encoder.encode(rows))
     jobs = [one for one in chosen if isinstance(one, JobProgress)]
     if not jobs:
         return fields
     job_ids = " ".join(one.upload_id for one in jobs)
     job_rows = [
-        _JobPosition(
+        JobPosition(
             *(o.job_id, o.seq, o.at, round(o.progress, 2)),
             *(o.stage, o.message, o.current, o.total),
         )
@@ -258,6 +267,8 @@ def read_ids(fields: Mapping[bytes, bytes]) -> ProgressEntry:
 
     """
     try:
+        if not (fields[b"i"].isascii() and fields.get(b"ji", b"").isascii()):
+            raise ValueError("an id that is not ASCII")
         return ProgressEntry(
             *(fields[b"p"], int(fields[b"n"]), fields[b"i"].split(), fields[b"d"]),
             *(fields.get(b"ji", b"").split(), fields.get(b"jd", b"[]")),
@@ -266,57 +277,52 @@ def read_ids(fields: Mapping[bytes, bytes]) -> ProgressEntry:
         raise MalformedEvent(f"progress entry: {exc!r}") from exc
 
 
-def unpack_positions(
-    entry: ProgressEntry, wanted: Collection[str] | None = None
-) -> list[UploadProgress]:
-    """Return the positions of the wanted uploads (all, if ``None``).
+def positions_in(entry: ProgressEntry) -> Iterable[tuple[bytes, Position]]:
+    """Return the positions of uploads as they stand in an entry, each with its upload's id.
 
     Raises:
         MalformedEvent: The body is not what the ids say.
 
     """
-    try:
-        ids = [one.decode() for one in entry.ids]
-        if wanted is not None and not any(one in wanted for one in ids):
-            return []
-        return [
-            UploadProgress(
-                upload_id=one, seq=p.seq, at=p.at, offset=p.offset, size=p.size, speed=p.speed
-            )
-            for one, p in zip(ids, _decoder.decode(entry.body), strict=True)
-            if wanted is None or one in wanted
-        ]
-    except (msgspec.DecodeError, ValueError, RecursionError) as exc:
-        raise MalformedEvent(f"progress entry: {exc}") from exc
+    return zip(entry.ids, _rows(_decoder, entry.body, len(entry.ids)), strict=True)
 
 
-def unpack_job_positions(
-    entry: ProgressEntry, wanted: Collection[str] | None = None
-) -> list[JobProgress]:
-    """Return the positions of the jobs of the wanted uploads (all, if ``None``).
+def job_positions_in(entry: ProgressEntry) -> Iterable[tuple[bytes, JobPosition]]:
+    """Return the positions of jobs, each with its upload's id.
 
     Raises:
-        MalformedEvent: The body is not what the ids say.
+        MalformedEvent: As for ``positions_in``.
 
     """
+    if not entry.job_ids:
+        return ()
+    return zip(
+        entry.job_ids, _rows(_job_decoder, entry.job_body, len(entry.job_ids)), strict=True
+    )
+
+
+def _rows(decoder: msgspec.json.Decoder[list[_Row]], body: bytes, count: int) -> list[_Row]:
     try:
-        ids = [one.decode() for one in entry.job_ids]
-        if not any(wanted is None or one in wanted for one in ids):
-            return []
-        return [
-            JobProgress(
-                upload_id=one,
-                job_id=p.job_id,
-                seq=p.seq,
-                at=p.at,
-                progress=p.progress,
-                stage=p.stage,
-                message=p.message,
-                current=p.current,
-                total=p.total,
-            )
-            for one, p in zip(ids, _job_decoder.decode(entry.job_body), strict=True)
-            if wanted is None or one in wanted
-        ]
-    except (msgspec.DecodeError, ValueError, RecursionError) as exc:
+        rows = decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise MalformedEvent(f"progress entry: {exc}") from exc
+    if len(rows) != count:
+        raise MalformedEvent(f"progress entry: {count} ids, {len(rows)} positions")
+    return rows
+
+
+def progress_of(upload_id: bytes, row: Position) -> UploadProgress:
+    """Return an upload's position as the event that was packed."""
+    return UploadProgress(
+        upload_id=upload_id.decode(),
+        seq=row.seq,
+        at=row.at,
+        offset=row.offset,
+        size=row.size,
+        speed=row.speed,
+    )
+
+
+def job_progress_of(upload_id: bytes, row: JobPosition) -> JobProgress:
+    """Return the position of a job as the event that was packed."""
+    return JobProgress(upload_id=upload_id.decode(), **msgspec.structs.asdict(row))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Annotated, TypeAlias
 
 import msgspec
@@ -21,6 +22,13 @@ def now_ms() -> int:
 
 def rfc3339(at_ms: float) -> str:
     """Return e.g. ``2026-01-01T12:00:00.250Z``; whole seconds have no fraction."""
-    moment = datetime.fromtimestamp(at_ms / 1000, UTC)
-    spec = "milliseconds" if moment.microsecond else "seconds"
-    return moment.isoformat(timespec=spec).replace("+00:00", "Z")
+    seconds, fraction = divmod(int(at_ms), 1000)
+    minutes, seconds = divmod(seconds, 60)
+    whole = f"{_minute(minutes)}:{seconds:02d}"
+    return f"{whole}.{fraction:03d}Z" if fraction else f"{whole}Z"
+
+
+@lru_cache(maxsize=4096)
+def _minute(minutes: int) -> str:
+    """Return the text of a minute: times that are written are mostly near one another."""
+    return datetime.fromtimestamp(60 * minutes, UTC).isoformat(timespec="minutes")[:-6]

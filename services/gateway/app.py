@@ -19,7 +19,7 @@ from services.gateway.internal import create_reports_application
 from services.gateway.keys import Keys
 from services.gateway.listing import Listing
 from services.gateway.projection import Projection
-from services.gateway.reading import GROUP
+from services.gateway.recording import RecordingGroup
 from services.gateway.relay import Relay
 from services.gateway.reporting import Reporting
 from services.gateway.rest import DISMISSALS, KEPT_S, LISTING, RELAY, add_rest_routes
@@ -35,8 +35,7 @@ from shared.probes import Health
 from shared.publisher import Publisher
 from shared.redis_lock import RedisLock
 from shared.serve import AUTHENTICATOR, HEALTH, INTERNAL, new_application
-from shared.stream_group import StreamGroup
-from shared.streams import connect, stream_names
+from shared.streams import connect
 
 __all__ = ["create_app", "install"]
 
@@ -64,12 +63,7 @@ def install(app: web.Application, settings: Settings) -> None:
         canary = Canary(redis, prefix=settings.progress_prefix)
         relay = Relay(tailing, projection, canary, partitions=settings.event_partitions)
         tail = relay.reading.tail
-        group = StreamGroup(
-            grouping,
-            group=GROUP,
-            streams=stream_names(settings.event_partitions),
-            handle=projection.handle,
-        )
+        group = RecordingGroup(grouping, projection, partitions=settings.event_partitions)
         keys, ttl_s = Keys(settings.progress_prefix), settings.progress_ttl_seconds
         index = SessionsIndex(redis, keys, ttl_s=ttl_s)
         dismissals = Dismissals(redis, keys, index)
@@ -106,7 +100,8 @@ def install(app: web.Application, settings: Settings) -> None:
             background("tail", tail.run()),
             background("interest", relay.reading.run()),
             background("canary", canary.run(tail)),
-            background("projection", group.run()),
+            background("projection", group.lifecycle.run()),
+            background("positions", group.positions.run()),
             background("repair", relay.repair()),
             background("keepalive", sockets.keepalive.run()),
             background("lifetimes", sockets.lifetimes.run()),

@@ -26,7 +26,7 @@ from services.gateway.folding import (
 )
 from services.gateway.interest import Interest
 from services.gateway.state import Change, ProgressState
-from services.gateway.topic import Topic, Watcher
+from services.gateway.topic import Topic, Watcher, message
 from shared.errors import Forbidden, NotFound
 from shared.events import JobProgress, LifecycleEvent, UploadProgress
 
@@ -150,7 +150,7 @@ class Hub:
             DELIVERED.inc(len(watchers))
             self.delivered += len(watchers)
             key = topic.job if change.of_job else topic
-            if change in {Change.PROGRESS, Change.JOB_PROGRESS}:
+            if change.is_replaced:
                 for watcher in watchers:
                     watcher.outbound.put_latest(key, framed)
             else:
@@ -195,9 +195,11 @@ class Hub:
 
     def show(self, watcher: Watcher, state: ProgressState, *, gap: bool = False) -> None:
         """Send a socket a state; ``gap``: because it has missed events."""
-        payload = watcher.dialect.show(state, self._since(state.session_id), gap=gap)
-        if payload is not None:
-            watcher.outbound.put(watcher.dialect.framed(payload))
+        topic, since = self._topics.get(state.session_id), self._since(state.session_id)
+        of_topic = message if topic is None else topic.message
+        framed = of_topic(watcher.dialect, state, since, gap=gap)
+        if framed is not None:
+            watcher.outbound.put(framed)
 
     def state_of(self, upload_id: str) -> ProgressState | None:
         """Return the state as those have it who watch the upload here, if anybody does."""

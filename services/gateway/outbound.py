@@ -13,7 +13,7 @@ import contextlib
 import itertools
 import socket
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
 
 from prometheus_client import Counter
@@ -22,6 +22,8 @@ __all__ = ["Flusher", "Outbound"]
 
 _MAX_QUEUED_FRAMES: Final = 1024
 _MAX_QUEUED_BYTES: Final = 192 * 1024
+_MAX_WRITE: Final = 64 * 1024
+"""Bytes in one write. What a transport has taken can no more be replaced by what is newer."""
 _FRAME_COST: Final = 128
 """Bytes that a queued frame takes besides its own, so that small ones are not for nothing."""
 _UNSENT_LOW_WATER: Final = 16 * 1024
@@ -31,6 +33,9 @@ swallows 4 MB of progress that is stale by the time it is read."""
 _SLOW_CHECK_S: Final = 0.05
 _AT_ONCE: Final = 500
 """Sockets that are written to before anything else gets its turn of the loop."""
+_SOON_S: Final = 0.002
+"""After it, and again after twice as long, a socket is looked at that is owed the rest of a
+turn: one that reads has taken the first part by then."""
 
 FLUSHED = Counter("gateway_writes_total", "Writes to sockets.")
 BYTES = Counter("gateway_bytes_total", "Bytes of frames handed to sockets.")
@@ -57,8 +62,16 @@ class Outbound:
 
     __slots__ = (
         *("_dirty", "_finished", "_flusher", "_frame", "_frames", "_join", "_key"),
-        *("_on_slow", "_queued_bytes", "_send", "_slow", "_transport", "stalled_at"),
-        "written_at",
+        *(
+            "_on_slow",
+            "_queued_bytes",
+            "_queued_frames",
+            "_send",
+            "_slow",
+            "_transport",
+            "stalled_at",
+        ),
+        *("is_cut", "written_at"),
     )
 
     def __init__(
@@ -79,7 +92,10 @@ class Outbound:
         self._key: object = None
         """Of ``_frame``, if it is progress."""
         self._frames: dict[object, bytes] | None = None
-        self._queued_bytes = 0
+        self._queued_bytes = self._queued_frames = 0
+        """Of what must arrive, put while it has not drained."""
+        self.is_cut = False
+        """Whether a part of what was owed in one turn is still to be written."""
         self._dirty = False
         self._finished = False
         self._slow = False
@@ -92,7 +108,9 @@ class Outbound:
         """Owe a frame that must arrive, after all before it; drop a progress it supersedes."""
         if self._finished:
             return
-        self._queued_bytes += len(frame) + _FRAME_COST
+        if self.stalled_at is not None:  # else it may go out in this turn
+            self._queued_frames += 1
+            self._queued_bytes += len(frame) + _FRAME_COST
         if not self._dirty:
             self._dirty = True
             self._frame = frame
@@ -102,8 +120,8 @@ class Outbound:
         if supersedes is not None:
             frames.pop(supersedes, None)
         frames[next(_numbers)] = frame
-        too_many = len(frames) > _MAX_QUEUED_FRAMES
-        if self.stalled_at is not None and (too_many or self._queued_bytes > _MAX_QUEUED_BYTES):
+        too_many = self._queued_frames > _MAX_QUEUED_FRAMES
+        if too_many or self._queued_bytes > _MAX_QUEUED_BYTES:
             self.give_up("queue")
 
     def put_latest(self, key: object, frame: bytes) -> None:
@@ -142,10 +160,12 @@ class Outbound:
         Returns how many frames that were; less than none: it has not drained, and waits.
         """
         frame, written = self._frame, 1
+        keys: Sequence[object] = ()
         if frame is None:
-            frames = self._frames
-            if frames:
-                frame, written = self._joined(frames), len(frames)
+            if self._frames:
+                keys = _due(self._frames)
+                frame = self._joined([self._frames[key] for key in keys])
+                written = len(keys)
             elif self.stalled_at is not None and self._transport.get_write_buffer_size():
                 return -1
         if frame is None:
@@ -155,16 +175,30 @@ class Outbound:
         else:
             self.written_at = self._flusher.turn_at
             self._flusher.bytes += len(frame)
-            self._forgive()
-        self._dirty = False
         self.stalled_at = None
+        self.is_cut = self._frames is not None and len(keys) < len(self._frames)
+        if self.is_cut:
+            self._keep_rest(keys)
+        else:
+            self._forgive()
+            self._dirty = False
         return written
 
-    def _joined(self, frames: dict[object, bytes]) -> bytes:
+    def _keep_rest(self, written: Sequence[object]) -> None:
+        """Owe the rest in the next turn; until it is drained, newer progress replaces it."""
+        frames = self._several()
+        for key in written:
+            frame = frames.pop(key)
+            if isinstance(key, int):
+                self._queued_frames = max(self._queued_frames - 1, 0)
+                self._queued_bytes = max(self._queued_bytes - len(frame) - _FRAME_COST, 0)
+        self._flusher.add(self)
+
+    def _joined(self, frames: Collection[bytes]) -> bytes:
         if len(frames) == 1:
-            (frame,) = frames.values()
+            (frame,) = frames
             return frame
-        return self._join(frames.values())
+        return self._join(frames)
 
     async def drained(self) -> None:
         """Return when the other end has taken what it was owed, or never will."""
@@ -184,7 +218,7 @@ class Outbound:
         if not self._transport.is_closing():
             frames = self._several()
             if frames:
-                self._transport.write(self._joined(frames))
+                self._transport.write(self._joined(frames.values()))
                 self._flusher.count(len(frames))
         self._forgive()
         self._finished = True
@@ -207,7 +241,17 @@ class Outbound:
 
     def _forgive(self) -> None:
         self._frame = self._key = self._frames = None
-        self._queued_bytes = 0
+        self._queued_bytes = self._queued_frames = 0
+
+
+def _due(frames: Mapping[object, bytes]) -> Sequence[object]:
+    """Return the keys of what goes into one write: the oldest."""
+    size = 0
+    for count, frame in enumerate(frames.values()):
+        size += len(frame)
+        if size > _MAX_WRITE and count:
+            return list(itertools.islice(frames, count))
+    return list(frames)
 
 
 def _keep_kernel_queue_short(transport: asyncio.WriteTransport) -> None:
@@ -302,6 +346,19 @@ class Flusher:
         self._stalled.add(outbound)
         if self._timer is None:
             self._timer = self._loop.call_later(_SLOW_CHECK_S, self._check_stalled)
+        if outbound.is_cut:
+            self._loop.call_later(_SOON_S, self._look_again, outbound, _SOON_S)
+
+    def _look_again(self, outbound: Outbound, waited_s: float) -> None:
+        if outbound not in self._stalled:
+            return
+        self.turn_at = self._loop.time()
+        written = outbound.flush()
+        if written >= 0:
+            self._stalled.discard(outbound)
+            self.count(written, 1 if written else 0)
+        elif 2 * waited_s < _SLOW_CHECK_S:
+            self._loop.call_later(2 * waited_s, self._look_again, outbound, 2 * waited_s)
 
     def _check_stalled(self) -> None:
         self._timer = None

@@ -1,12 +1,12 @@
 -- Writes one half of a folded state into a projection; what is there and newer stays.
--- KEYS[1] projection. ARGV: half and kind ("upload" | "position" | "job" | "job_position"),
--- counter, measure, measure when it was read, ttl in seconds, then the half's fields. The measure
--- is bytes for the upload, and for the job when the worker was last heard (ms).
+-- KEYS[1] projection. ARGV: half ("upload" | "job"), counter, measure, measure when it was read,
+-- ttl in seconds, then the half's fields. The measure is bytes for the upload, and for the job
+-- when the worker was last heard (ms).
 -- Returns 1 if written. One call is atomic, so members of the group cannot undo each other.
 local function stored(name) return redis.call('HGET', KEYS[1], name) or '' end
 local function number(name) return tonumber(stored(name)) or -1 end
 
-local kind, counter, measure = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local half, counter, measure = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 
 local function write()
   redis.call('HSET', KEYS[1], unpack(ARGV, 6))
@@ -18,11 +18,6 @@ local function write_job()
   -- The job's half stands on the upload's, and its end is never overwritten.
   if number('seq') < 0 or status == 'completed' or status == 'failed' then return 0 end
   local heard = number('job_updated_ms')
-  if kind == 'job_position' then
-    if math.max(known, 0) ~= counter or heard > measure then return 0 end
-    write()
-    return 1
-  end
   if known > counter or (known == counter and counter > 0) then return 0 end
   local kept = {}
   if heard > tonumber(ARGV[4]) then -- a position came between reading and writing
@@ -61,10 +56,7 @@ local function write_upload()
   local further = (tonumber(bytes) or -1) > measure
   local url, at, written =
     stored('redirect_url'), stored('completed_at_ms'), stored('completed_at')
-  if kind == 'position' then
-    -- A position never makes a projection, never follows the end, and never goes back.
-    if seq ~= counter or stored('status') ~= 'uploading' or further then return 0 end
-  elseif seq >= counter then
+  if seq >= counter then
     if counter > 0 then -- else it is what a job's event has told, and no more than that
       local late = {}
       for i = 6, #ARGV, 2 do late[ARGV[i]] = ARGV[i + 1] end
@@ -80,5 +72,5 @@ local function write_upload()
   return 1
 end
 
-if kind == 'job' or kind == 'job_position' then return write_job() end
+if half == 'job' then return write_job() end
 return write_upload()

@@ -7,6 +7,7 @@ projection never goes backwards, whatever the members of the group do at the sam
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,25 +16,26 @@ from typing import Any, Final, NamedTuple
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
-from services.gateway.folding import counter_of, fold, move, require_writable
+from services.gateway.folding import counter_of, fold, require_writable
 from services.gateway.keys import Keys
 from services.gateway.log import LOG_LIMIT, Logged, UploadLog, counter_name, log_from
+from services.gateway.position_writer import PositionWriter
+from services.gateway.positions import Newest
 from services.gateway.record import JOB_FIELDS, from_fields, to_fields
 from services.gateway.round_trips import RoundTrips
 from services.gateway.sessions_index import SessionsIndex
 from services.gateway.state import ProgressState
 from shared import events
-from shared.events import JobEvent, JobProgress, LifecycleEvent, UploadProgress
+from shared.events import JobEvent, LifecycleEvent
 from shared.identity import Principal
 from shared.stream_group import GroupEntry
 from shared.streams import (
     Command,
     flat_dict,
+    is_event_stream,
     partition_in,
     pipelined,
     read_ids,
-    unpack_job_positions,
-    unpack_positions,
 )
 
 __all__ = ["Projection"]
@@ -54,6 +56,8 @@ _LOG: Final = _script("log.lua")
 _DELETED_TTL_S: Final = 60
 """How long a deleted upload is remembered, so that a late event cannot bring it back."""
 _READ_BATCH: Final = 200
+_POSITIONS_A_TURN: Final = 5_000
+"""Decoded before others have their turn: some milliseconds."""
 _GIVEN_UP: Final = (events.UploadCancelled, events.UploadExpired, events.FileDeleted)
 
 
@@ -77,6 +81,7 @@ class Projection:
         self._job_key: Final = keys.job
         self._log_key: Final = keys.log
         self._index: Final = SessionsIndex(redis, keys, ttl_s=ttl_s)
+        self._positions: Final = PositionWriter(redis, keys, ttl_s=ttl_s)
         self._ttl_s: Final = ttl_s
 
     async def upload_of_job(self, job_id: str) -> str | None:
@@ -149,48 +154,57 @@ class Projection:
             MalformedEvent, UnknownEvent: An entry is not as the contract says.
 
         """
-        told = _by_upload(batch)
+        told = _by_upload(one for one in batch if is_event_stream(one.stream))
+        newest = await _newest(one for one in batch if not is_event_stream(one.stream))
+        await self._record_all(told)
+        await self._keep(await self._positions.write(newest))
+
+    async def _record_all(self, told: Mapping[str, Sequence[Logged]]) -> None:
+        """Fold the lifecycle events of several uploads into what is recorded of them."""
         known = await self.read_all(told)
         commands: list[Command] = []
         noted: list[ProgressState] = []
-        for upload_id, of_upload in told.items():
-            folded = _folded(known.get(upload_id), of_upload)
-            writes = self._writes(folded)
-            if of_upload.logged:
-                commands.append(self._log(upload_id, folded.after, of_upload.logged))
-                writes += self._names(of_upload.logged[-1].event)
-            elif writes:
-                writes += self._refreshes(folded.after)
-            commands += writes
-            if writes and folded.after is not None:
+        for upload_id, logged in told.items():
+            folded = _folded(known.get(upload_id), logged)
+            commands.append(self._log(upload_id, folded.after, logged))
+            commands += self._writes(folded)
+            commands += self._names(logged[-1].event)
+            if folded.after is not None:
                 noted.append(folded.after)
-        users = {one.user_id for one in noted}
-        commands += [("EXPIRE", self._user_key(one), self._ttl_s) for one in users]
-        commands += self._index.noting(noted)
-        await self._run(commands)
+        await self._run([*commands, *self._noting(noted)])
+
+    async def _keep(self, upload_ids: Iterable[str]) -> None:
+        """Count anew how long records are kept that positions have been written into."""
+        states = [one for one in (await self.read_all(upload_ids)).values() if _is_kept(one)]
+        commands = [part for one in states for part in self._refreshes(one)]
+        await self._run([*commands, *self._noting(states)])
+
+    def _noting(self, states: Sequence[ProgressState]) -> list[Command]:
+        users = {one.user_id for one in states}
+        expiries: list[Command] = [
+            ("EXPIRE", self._user_key(one), self._ttl_s) for one in users
+        ]
+        return expiries + self._index.noting(states)
 
     def _writes(self, folded: _Folded) -> list[Command]:
         """Return what brings a projection up to date: at most one write for each half."""
         before, after, commands = folded.before, folded.after, []
         if folded.late is not None:
-            commands.append(self._write_upload("upload", folded.late))
+            commands.append(self._write_upload(folded.late))
         if after is None:
             return commands
         if before is None or after.seq > before.seq:
             commands += self._record(after)
-        elif folded.moved:
-            commands.append(self._write_upload("position", after))
         job_seq, result = (before.job_seq, before.result) if before is not None else (0, None)
         if after.job_seq > job_seq or after.result != result:
-            commands.append(self._write_job("job", after, folded.job_moved_at))
-        elif before is not None and after.job_version != before.job_version:
-            commands.append(self._write_job("job_position", after, folded.job_moved_at))
+            heard = before.job_updated if before is not None else None
+            commands.append(self._write_job(after, heard or 0))
         return commands
 
     def _record(self, state: ProgressState) -> list[Command]:
         change = "SREM" if state.status == "deleted" else "SADD"
         return [
-            self._write_upload("upload", state),
+            self._write_upload(state),
             (change, self._user_key(state.user_id), state.session_id),
         ]
 
@@ -206,11 +220,9 @@ class Projection:
             names.append(("SET", key, event.upload_id, "EX", self._ttl_s))
         return names
 
-    def _refreshes(self, state: ProgressState | None) -> list[Command]:
-        """Keep for as long as the projection what stands beside it."""
-        if state is None or state.status == "deleted":
-            return []
-        keys = [self._log_key(state.session_id)]
+    def _refreshes(self, state: ProgressState) -> list[Command]:
+        """Keep a projection, and for as long what stands beside it."""
+        keys = [self._key(state.session_id), self._log_key(state.session_id)]
         keys += [self._job_key(state.job_id)] if state.job_id else []
         return [("EXPIRE", key, self._ttl_s) for key in keys]
 
@@ -218,17 +230,15 @@ class Projection:
         deleted = state is not None and state.status == "deleted"
         return _DELETED_TTL_S if deleted else self._ttl_s
 
-    def _write_upload(self, kind: str, state: ProgressState) -> Command:
-        version = (kind, state.seq, state.bytes_uploaded, state.bytes_uploaded)
-        return self._write(version, state, of_job=False)
+    def _write_upload(self, state: ProgressState) -> Command:
+        return self._write(("upload", state.seq, state.bytes_uploaded, 0), state)
 
-    def _write_job(self, kind: str, state: ProgressState, moved_at: int) -> Command:
-        version = (kind, state.job_seq, state.job_updated or 0, moved_at)
-        return self._write(version, state, of_job=True)
+    def _write_job(self, state: ProgressState, heard: int) -> Command:
+        """Return what writes the job's half; ``heard``: of it, when it was read, ms."""
+        return self._write(("job", state.job_seq, state.job_updated or 0, heard), state)
 
-    def _write(
-        self, version: tuple[str, int, int, int], state: ProgressState, *, of_job: bool
-    ) -> Command:
+    def _write(self, version: tuple[str, int, int, int], state: ProgressState) -> Command:
+        of_job = version[0] == "job"
         fields = [
             part
             for name, text in to_fields(state).items()
@@ -268,44 +278,30 @@ def _as_dict(reply: Any) -> Mapping[bytes, bytes]:
     return reply if isinstance(reply, dict) else flat_dict(reply)
 
 
-def _by_upload(batch: Sequence[GroupEntry]) -> dict[str, _Told]:
-    """Return what a batch tells of each upload."""
-    told: dict[str, _Told] = {}
-    for entry in batch:
-        if entry.stream.startswith("events:"):
-            event = events.decode(entry.fields.get(b"d", b""))
-            require_writable(event)
-            logged = Logged(entry.id, partition_in(entry.stream), event)
-            told.setdefault(event.upload_id, _Told()).logged.append(logged)
-            continue
-        packed = read_ids(entry.fields)
-        for position in unpack_positions(packed):
-            told.setdefault(position.upload_id, _Told()).offer(position)
-        for of_job in unpack_job_positions(packed):
-            told.setdefault(of_job.upload_id, _Told()).offer_of_job(of_job)
+def _by_upload(entries: Iterable[GroupEntry]) -> dict[str, list[Logged]]:
+    """Return the lifecycle events of each upload, those of its job last."""
+    told: dict[str, list[Logged]] = {}
+    for entry in entries:
+        event = events.decode(entry.fields.get(b"d", b""))
+        require_writable(event)
+        logged = Logged(entry.id, partition_in(entry.stream), event)
+        told.setdefault(event.upload_id, []).append(logged)
     for one in told.values():
-        one.logged.sort(key=lambda logged: counter_of(logged.event))
+        one.sort(key=lambda logged: counter_of(logged.event))
     return told
 
 
-class _Told:
-    """What a batch tells of one upload: its lifecycle events, and the furthest positions."""
-
-    def __init__(self) -> None:
-        self.logged: Final[list[Logged]] = []
-        self.position: UploadProgress | None = None
-        self.job_position: JobProgress | None = None
-
-    def offer(self, one: UploadProgress) -> None:
-        best = self.position
-        if best is None or (one.offset, one.at) >= (best.offset, best.at):
-            self.position = one
-
-    def offer_of_job(self, one: JobProgress) -> None:
-        best = self.job_position
-        order = (one.seq, one.at, one.progress)
-        if best is None or order >= (best.seq, best.at, best.progress):
-            self.job_position = one
+async def _newest(entries: Iterable[GroupEntry]) -> Newest:
+    """Return the newest positions; others have their turn of the loop in between."""
+    newest, seen = Newest(), 0
+    for entry in entries:
+        positions = read_ids(entry.fields)
+        newest.add(positions)
+        seen += len(positions.ids) + len(positions.job_ids)
+        if seen > _POSITIONS_A_TURN:
+            seen = 0
+            await asyncio.sleep(0)
+    return newest
 
 
 class _Folded(NamedTuple):
@@ -315,26 +311,16 @@ class _Folded(NamedTuple):
     after: ProgressState | None
     late: ProgressState | None
     """What events tell by themselves that are not newer; ``None`` if there are none."""
-    moved: bool
-    """Whether a position has changed the upload's half."""
-    job_moved_at: int
-    """When the position of the job was made that is in it, ms; 0 before the first."""
 
 
-def _folded(before: ProgressState | None, told: _Told) -> _Folded:
-    of_upload = [one.event for one in told.logged if not isinstance(one.event, JobEvent)]
+def _folded(before: ProgressState | None, told: Sequence[Logged]) -> _Folded:
+    of_upload = [one.event for one in told if not isinstance(one.event, JobEvent)]
     late, after = _fold_all(before, of_upload)
     after = after or before
-    for one in told.logged:
+    for one in told:
         if isinstance(one.event, JobEvent):
             after = fold(after, one.event) or after
-    moved = _moved(after, told.position)
-    after = moved or after
-    job_moved = _moved(after, told.job_position)
-    moved_at = before.job_updated or 0 if before is not None else 0
-    if job_moved is not None and told.job_position is not None:
-        moved_at = max(moved_at, told.job_position.at)
-    return _Folded(before, job_moved or after, late, moved is not None, moved_at)
+    return _Folded(before, after, late)
 
 
 def _fold_all(
@@ -355,7 +341,5 @@ def _fold_all(
     return late, newest
 
 
-def _moved(
-    state: ProgressState | None, position: UploadProgress | JobProgress | None
-) -> ProgressState | None:
-    return move(state, position) if state is not None and position is not None else None
+def _is_kept(state: ProgressState) -> bool:
+    return state.status != "deleted"

@@ -24,6 +24,7 @@ from services.gateway.folding import require_writable
 from services.gateway.hub import ID_FORM, UNKNOWN_WAIT_S, Hub
 from services.gateway.interest import Interest
 from services.gateway.log import UploadLog
+from services.gateway.positions import Newest
 from services.gateway.projection import Projection
 from services.gateway.reading import Reading
 from services.gateway.recent import Recent
@@ -32,11 +33,9 @@ from services.gateway.state import ProgressState
 from shared import events
 from shared.errors import NotFound
 from shared.events import (
-    JobProgress,
     LifecycleEvent,
     MalformedEvent,
     UnknownEvent,
-    UploadProgress,
 )
 from shared.identity import Principal
 from shared.sidecar import is_upload_id
@@ -50,8 +49,6 @@ from shared.streams import (
     partition_in,
     partition_of,
     read_ids,
-    unpack_job_positions,
-    unpack_positions,
 )
 from shared.times import now_ms
 
@@ -254,7 +251,7 @@ class Relay:
             del self._numbers[source]
 
     def _on_entries(self, entries: list[TailEntry]) -> None:
-        newest: dict[tuple[type, str], UploadProgress | JobProgress] = {}
+        positions = Newest()
         for entry in entries:
             try:
                 if is_event_stream(entry.stream):
@@ -263,7 +260,7 @@ class Relay:
                 elif entry.stream == self.canary.stream:
                     self.canary.hear(entry)
                 else:
-                    self._on_positions(entry.stream, entry.fields, newest)
+                    self._on_positions(entry.stream, entry.fields, positions)
             except UnknownEvent as exc:
                 log.debug("event_skipped", entry=entry.id, tag=str(exc))
             except MalformedEvent as exc:  # the group parks it
@@ -271,7 +268,7 @@ class Relay:
             except Exception:  # one entry must not end the reading of all
                 log.exception("event_not_delivered", stream=entry.stream, entry=entry.id)
         try:
-            for position in newest.values():
+            for position in positions.events():
                 before = self.hub.delivered
                 self.hub.advance(position)
                 if self.hub.delivered > before:
@@ -298,7 +295,7 @@ class Relay:
         self,
         stream: str,
         fields: dict[bytes, bytes],
-        newest: dict[tuple[type, str], UploadProgress | JobProgress],
+        positions: Newest,
     ) -> None:
         """Note the newest position of each watched upload: one delivery a batch is enough."""
         entry = read_ids(fields)
@@ -308,15 +305,8 @@ class Relay:
         if expected is not None and entry.number > expected:
             self._gap.set()
         self._numbers[source] = entry.number + 1
-        if not self._interest.is_in([*entry.ids, *entry.job_ids]):  # most are not decoded
-            return
-        for position in unpack_positions(entry, self.hub.watched):
-            key = (UploadProgress, position.upload_id)
-            known = newest.get(key)
-            if known is None or position.at >= known.at:
-                newest[key] = position
-        for of_job in unpack_job_positions(entry, self.hub.watched):
-            newest[JobProgress, of_job.upload_id] = of_job
+        if self._interest.is_in(entry.ids) or self._interest.is_in(entry.job_ids):
+            positions.add(entry, self._interest.ids)  # most are not decoded
 
     async def repair(self) -> None:
         """Read states again after a gap, and of silent uploads; forever."""

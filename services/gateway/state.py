@@ -16,7 +16,14 @@ import msgspec
 from shared.percent import percent_of
 from shared.times import rfc3339
 
-__all__ = ["LARGEST", "LATEST_MS", "Change", "ProgressState", "tells_of_processing"]
+__all__ = [
+    "LARGEST",
+    "LATEST_MS",
+    "Change",
+    "ProgressState",
+    "expected_at",
+    "tells_of_processing",
+]
 
 LATEST_MS: Final = 250_000_000_000_000
 """In the year 9892: with an estimate on top it can still be written as RFC 3339."""
@@ -51,10 +58,14 @@ class Change(Enum):
     JOB_COMPLETED = "job_completed"
     JOB_FAILED = "job_failed"
 
-    @property
-    def of_job(self) -> bool:
+    def __init__(self, name: str) -> None:
+        self.of_job: Final = name.startswith("job_")
         """Whether it tells of the processing, not of the upload."""
-        return self.value.startswith("job_")
+        self.is_replaced: Final = name in {"progress", "job_progress"}
+        """Whether the next one of its kind says all that it says."""
+
+    # Members are looked up for each event and dialect; Enum's own hash is that of the name.
+    __hash__ = object.__hash__
 
 
 class ProgressState(msgspec.Struct, frozen=True, kw_only=True):
@@ -169,12 +180,26 @@ class ProgressState(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def estimated_completion(self) -> str | None:
         """When the last byte will be there at this speed, RFC 3339; ``None``: unknown."""
-        if self.is_over or self.total_bytes is None or self.upload_speed < 1.0:
+        if self.is_over or self.total_bytes is None:
             return None
-        left_ms = 1000 * (self.total_bytes - self.bytes_uploaded) / self.upload_speed
-        if left_ms > _LONGEST_MS:
-            return None
-        return rfc3339(self.last_updated + max(int(left_ms), 0))
+        left = self.total_bytes - self.bytes_uploaded
+        at = expected_at(self.last_updated, left, self.upload_speed)
+        return None if at is None else rfc3339(at)
+
+
+def expected_at(now: int, left: int, speed: float) -> int | None:
+    """Return when so many bytes will be there, ms; ``None`` if that cannot be known.
+
+    Args:
+        now: UTC, milliseconds since the epoch.
+        left: Bytes.
+        speed: Bytes per second.
+
+    """
+    if speed < 1.0:
+        return None
+    left_ms = 1000 * left / speed
+    return None if left_ms > _LONGEST_MS else now + max(int(left_ms), 0)
 
 
 def tells_of_processing(change: Change, state: ProgressState) -> bool:

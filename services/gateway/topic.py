@@ -13,7 +13,7 @@ from services.gateway.state import ProgressState
 from shared.events import JobProgress, LifecycleEvent, UploadProgress
 from shared.identity import Principal
 
-__all__ = ["Topic", "Watcher"]
+__all__ = ["Topic", "Watcher", "message"]
 
 
 class Watcher:
@@ -75,6 +75,7 @@ class Topic:
         "_early",
         "_known",
         "_positions",
+        "_shown",
         "job",
         "state",
         "upload_id",
@@ -87,6 +88,8 @@ class Topic:
         self.state: ProgressState | None = None
         """``None`` until it is read or told; nobody has joined before."""
         self.watchers: Final[dict[Dialect, dict[Watcher, None]]] = {}
+        self._shown: tuple[Dialect, str, bool, bytes | None] | None = None
+        """The last message with this very state, for others who begin to watch meanwhile."""
         self.waiting = 0
         """Subscriptions that are being granted."""
         self._early: list[LifecycleEvent] = []
@@ -117,10 +120,23 @@ class Topic:
 
     def become(self, state: ProgressState) -> None:
         """Take on a state; wakes those who wait for the first one."""
-        self.state = state
-        self._early.clear()
-        self._positions.clear()
-        self._known.set()
+        is_first, self.state = self.state is None, state
+        self._shown = None
+        if is_first:
+            self._early.clear()
+            self._positions.clear()
+            self._known.set()
+
+    def message(
+        self, dialect: Dialect, state: ProgressState, since: str, *, gap: bool
+    ) -> bytes | None:
+        """Return the message with a state, if it is the present one, the same for all."""
+        if state is not self.state:
+            return message(dialect, state, since, gap=gap)
+        asked = (dialect, since, gap)
+        if self._shown is None or self._shown[:3] != asked:
+            self._shown = (*asked, message(dialect, state, since, gap=gap))
+        return self._shown[3]
 
     async def known(self, timeout_s: float) -> None:
         """Return when something is known of the upload, or after so many seconds."""
@@ -142,3 +158,9 @@ class Topic:
         if not of_dialect:
             self.watchers.pop(watcher.dialect, None)
         watcher.topics.discard(self)
+
+
+def message(dialect: Dialect, state: ProgressState, since: str, *, gap: bool) -> bytes | None:
+    """Return the message with a state as it goes over the wire; arguments as of ``show``."""
+    payload = dialect.show(state, since, gap=gap)
+    return None if payload is None else dialect.framed(payload)

@@ -121,6 +121,24 @@ async def test_one_encoding_for_all() -> None:
     assert all(changes(sink)[-1] == ("completed", 2) for _, sink in pairs)
 
 
+async def test_one_encoding_for_all_who_begin() -> None:
+    """A state is encoded once for all who begin to watch while it lasts, and no longer."""
+    stage, told = Stage(), Told()
+    stage.records.record(told.created())
+    first, first_sink = stage.watcher()
+    await stage.hub.subscribe(first, told.id)
+    for _ in range(20):
+        await stage.hub.subscribe(stage.watcher()[0], told.id)
+    assert stage.audience.dialect.encoded == 1
+    stage.tell(told.position(5))
+    later, later_sink = stage.watcher()
+    await stage.hub.subscribe(later, told.id)
+    await settled()
+    assert stage.audience.dialect.encoded == 3
+    assert [one["bytes"] for one in later_sink.messages()] == [5]
+    assert [one["bytes"] for one in first_sink.messages()] == [0, 5]
+
+
 async def test_who_is_too_slow_does_not_disturb_others() -> None:
     """A socket that is given up amid a delivery leaves at once; all others get the event."""
     stage, told = Stage(), Told()

@@ -26,7 +26,8 @@ from shared.lifecycle import background
 from shared.publisher import Publisher
 from shared.sidecar import Sidecar, new_id
 from shared.stream_group import GroupEntry
-from shared.streams import command, progress_stream, read_ids, unpack_positions
+from shared.streams import command, progress_stream, read_ids
+from tests.shared.unpacking import unpack_positions
 
 FACTS = UploadFacts(
     user_id="u",
@@ -205,8 +206,8 @@ async def positions(redis: Redis, sidecar: Sidecar) -> list[UploadProgress]:
     found = []
     for _, flat in entries:
         fields = dict(zip(flat[::2], flat[1::2], strict=True))
-        found += unpack_positions(read_ids(fields), {sidecar.upload_id})
-    return found
+        found += unpack_positions(read_ids(fields))
+    return [one for one in found if one.upload_id == sidecar.upload_id]
 
 
 @pytest.fixture

@@ -23,11 +23,11 @@ from shared.streams import (
     pipelined,
     progress_stream,
     read_ids,
-    unpack_positions,
 )
 from tests.processes import RedisServer
 from tests.shared.conftest import ConnectTo, StartRedis
 from tests.shared.samples import completed, created, ids_of_partition, position
+from tests.shared.unpacking import unpack_positions
 from tests.shared.waiting import alongside, eventually, stop
 
 PARTITIONS = 4

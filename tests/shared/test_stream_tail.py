@@ -169,6 +169,25 @@ async def test_a_long_backlog_is_read_to_its_end(reader: Reader, any_redis: Redi
     assert reader.seen[STREAMS[0]] == ids
 
 
+async def test_what_takes_long_is_read_in_smaller_pieces(
+    any_redis: Redis, connect_to: ConnectTo, any_redis_server: RedisServer
+) -> None:
+    """A flood of large entries does not keep the loop from its other work."""
+    sizes: list[int] = []
+
+    def handle(entries: list[TailEntry]) -> None:
+        sizes.append(len(entries))
+        time.sleep(0.001 * len(entries))  # as decoding does
+
+    tail = StreamTail(connect_to(any_redis_server.url), on_entries=handle, on_gap=lambda: None)
+    await tail.join(STREAMS)
+    await pipelined(any_redis, [("XADD", STREAMS[0], "*", "d", "x")] * 800)
+    async with alongside(tail.run()):
+        await eventually(lambda: sum(sizes) == 800, "all are read")
+    assert sizes[0] > 50
+    assert max(sizes[1:]) <= 50
+
+
 async def test_a_killed_connection_loses_nothing(reader: Reader, any_redis: Redis) -> None:
     """The tail goes on where it was, and says that it was away."""
     writer = Writer(any_redis)
