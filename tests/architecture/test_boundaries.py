@@ -40,14 +40,18 @@ PURE: Final = (
     "services.ingest.content_disposition",
     "services.ingest.digest_fields",
     "services.ingest.ietf",
-    "services.ingest.structured_fields",
     "services.ingest.tus",
+    "services.storage.conditions",
+    "services.storage.content_types",
     "services.storage.disposition",
+    "services.storage.multipart",
     "services.storage.ranges",
+    "services.storage.repr_digest",
     "shared.blobs.s3_keys",
     "shared.blobs.s3_parts",
     "shared.events",
     "shared.sidecar",
+    "shared.structured_fields",
 )
 """What holds rules and no I/O."""
 

@@ -133,9 +133,9 @@ async def test_range(storage: Client, file_id: str, wanted: str, first: int, las
     assert await answer.read() == CONTENT[first : last + 1]
 
 
-@pytest.mark.parametrize("wanted", ["bytes=5-4", "bytes=0-1,5-6", "lines=1-2", "bytes=x-"])
+@pytest.mark.parametrize("wanted", ["bytes=5-4", "bytes=0-1,6-5", "lines=1-2", "bytes=x-"])
 async def test_range_that_is_ignored(storage: Client, file_id: str, wanted: str) -> None:
-    """What is no single range of bytes gives the whole file."""
+    """What is no range of bytes gives the whole file."""
     answer = await storage.get(path_of(file_id), headers={"Range": wanted})
 
     assert answer.status == 200

@@ -94,6 +94,11 @@ class Server:
         """Serve."""
         self._thread.start()
         assert self._ready.wait(LIMIT_S)
+        with self.connect() as client:  # what the first bytes are is asked of the store once
+            client.sendall(f"HEAD {self.path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            assert read_head(client)[0] == 200
+        assert self.store.closed.get(timeout=LIMIT_S) == 1
+        self.store.given = 0
 
     def stop(self) -> None:
         """End."""
