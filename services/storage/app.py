@@ -9,7 +9,8 @@ from aiohttp import web
 
 from services.storage import api
 from services.storage.files import Files
-from services.storage.handlers import FILES, SETTINGS, add_storage_routes
+from services.storage.handlers import FILES, OPENINGS, SETTINGS, add_storage_routes
+from services.storage.openings import Openings
 from services.storage.settings import Settings
 from shared.api_routes import API
 from shared.blobs.opening import make_leases, make_store
@@ -50,6 +51,7 @@ def install(app: web.Application, settings: Settings) -> None:
         )
         outbox = Outbox(store, publisher, redis, recent_s=float(settings.progress_ttl_seconds))
         app[FILES] = Files(store, outbox)
+        app[OPENINGS] = Openings(app[FILES], store)
         app[HEALTH].can_serve["storage.store"] = store.is_writable
         app[HEALTH].degraded["storage.redis"] = lambda: publisher.degraded
         if leases is not None:

@@ -95,11 +95,11 @@ def field(headers: Mapping[str, str], name: str) -> str | None:
         name: Of the field.
 
     """
+    first = headers.get(name)
+    if first is None:  # as most are of most requests
+        return None
     getall = getattr(headers, "getall", None)
-    if getall is None:
-        return headers.get(name)
-    lines: list[str] = getall(name, ())
-    return ", ".join(lines) if lines else None
+    return first if getall is None else ", ".join(getall(name))
 
 
 def _matches(tags: str, own: Validators, *, weak: bool) -> bool:

@@ -4,47 +4,38 @@ from __future__ import annotations
 
 import os
 from functools import wraps
-from typing import Final, NamedTuple
+from typing import Final
 
 import structlog
 from aiohttp import web
 from aiohttp.typedefs import Handler
 from prometheus_client import Counter
 
-from services.storage.conditions import Validators, field
-from services.storage.disposition import content_disposition
+from services.storage.conditions import field
 from services.storage.errors import PreconditionFailed, RangeNotSatisfiable
 from services.storage.files import FileDamaged, Files
 from services.storage.multipart import Layout, Part, several, single
+from services.storage.openings import Opened, Openings
 from services.storage.ranges import Selection, content_range, select
 from services.storage.repr_digest import repr_digest
 from services.storage.sendfile import send_file
 from services.storage.settings import Settings
 from services.storage.streaming import opened
-from shared.blobs.store import LeaseUnavailable, Stored, UploadNotFound
+from shared.blobs.store import LeaseUnavailable, UploadNotFound
 from shared.errors import ApiError, NotFound, Unavailable
 from shared.identity import principal_of
 from shared.sidecar import SidecarDamaged
 from shared.web import problem
 
-__all__ = ["FILES", "SETTINGS", "add_storage_routes"]
+__all__ = ["FILES", "OPENINGS", "SETTINGS", "add_storage_routes"]
 
 log = structlog.stdlib.get_logger(__name__)
 
 FILES: Final = web.AppKey("files", Files)
+OPENINGS: Final = web.AppKey("openings", Openings)
 SETTINGS: Final = web.AppKey("storage_settings", Settings)
 
 SENT = Counter("storage_bytes_total", "Bytes of files sent.")
-
-_SAFE_HEADERS: Final = {
-    # Whatever the bytes are, they must not act on the page that shows them (items 5 to 7).
-    "X-Content-Type-Options": "nosniff",
-    "Content-Security-Policy": "sandbox; default-src 'none'",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "private, no-cache",
-    "Accept-Ranges": "bytes",
-}
 
 
 def add_storage_routes(router: web.UrlDispatcher) -> None:
@@ -78,27 +69,17 @@ def _explains_failures(handler: Handler) -> Handler:
     return wrapped
 
 
-class _OpenFile(NamedTuple):
-    """A file whose bytes can be read until its descriptor is closed."""
-
-    stored: Stored
-    fd: int | None
-    content_type: str
-
-
 @_explains_failures
 async def download(request: web.Request) -> web.StreamResponse:
     """GET and HEAD: the file, or the parts of it that were asked for."""
-    files, file_id = request.app[FILES], request.match_info["file_id"]
-    stored = await files.find(file_id, principal_of(request))
-    fd = await files.open(stored)
+    file_id = request.match_info["file_id"]
+    file = await request.app[OPENINGS].open(file_id, principal_of(request))
     try:
-        file = _OpenFile(stored, fd, await files.content_types.of(stored, fd))
         selection = select(
             headers=request.headers,
             method=request.method,
-            size=stored.offset,
-            validators=_validators(stored),
+            size=file.stored.offset,
+            validators=file.validators,
         )
         response, layout = _response(request, file, selection)
         if request.method != "GET" or layout is None:
@@ -110,12 +91,12 @@ async def download(request: web.Request) -> web.StreamResponse:
             await response.write_eof()
         return response
     finally:
-        if fd is not None:
-            os.close(fd)
+        if file.fd is not None:
+            os.close(file.fd)
 
 
 async def _send(
-    request: web.Request, response: web.StreamResponse, layout: Layout, file: _OpenFile
+    request: web.Request, response: web.StreamResponse, layout: Layout, file: Opened
 ) -> bool:
     """Send head and body of an answer; return whether all of it went out."""
     for part in layout.parts:
@@ -130,7 +111,7 @@ async def _send(
 
 
 async def _send_part(
-    request: web.Request, response: web.StreamResponse, part: Part, file: _OpenFile
+    request: web.Request, response: web.StreamResponse, part: Part, file: Opened
 ) -> int:
     """Send a part, the head of the answer before the first; return the file's bytes of it."""
     stall_s = request.app[SETTINGS].download_stall_timeout
@@ -153,29 +134,13 @@ async def _write_head(request: web.Request, response: web.StreamResponse, part: 
         await response.write(part.head)
 
 
-def _validators(stored: Stored) -> Validators:
-    """Return what tells the bytes of a file: their hash if it is known, else its id.
-
-    A file may be hashed only after it can be downloaded. The tag that was sent until then
-    stays good, so that downloads that have begun go on.
-    """
-    sidecar = stored.sidecar
-    modified_s = int((sidecar.completed_at or 0) / 1000)
-    own = f'"{sidecar.upload_id}"'
-    sha256 = sidecar.digests.get("sha256")
-    return Validators(f'"{sha256}"', modified_s, own) if sha256 else Validators(own, modified_s)
-
-
 def _response(
-    request: web.Request, file: _OpenFile, selection: Selection
+    request: web.Request, file: Opened, selection: Selection
 ) -> tuple[web.StreamResponse, Layout | None]:
     """Return the answer, and what belongs in its body if that is bytes of the file."""
     stored = file.stored
     response, layout = _begun(file, selection)
-    validators = _validators(stored)
-    response.headers.update(_SAFE_HEADERS)
-    response.headers["ETag"] = validators.etag
-    response.last_modified = validators.modified_s
+    response.headers.update(file.headers)
     if layout is not None:
         wish = field(request.headers, "Want-Repr-Digest")
         if digest := repr_digest(stored.sidecar.digests, wish):
@@ -183,7 +148,7 @@ def _response(
     return response, layout
 
 
-def _begun(file: _OpenFile, selection: Selection) -> tuple[web.StreamResponse, Layout | None]:
+def _begun(file: Opened, selection: Selection) -> tuple[web.StreamResponse, Layout | None]:
     """Return the answer with what depends on the status: a file's headers, or a refusal."""
     size = file.stored.offset
     if selection.status == 412:
@@ -206,8 +171,7 @@ def _begun(file: _OpenFile, selection: Selection) -> tuple[web.StreamResponse, L
             response.headers["Content-Range"] = content_range(first, size)
     response.content_length = layout.length
     response.headers["Content-Type"] = layout.content_type
-    facts = file.stored.sidecar.facts
-    response.headers["Content-Disposition"] = content_disposition(facts.filename)
+    response.headers["Content-Disposition"] = file.disposition
     return response, layout
 
 

@@ -26,7 +26,9 @@ def repr_digest(digests: Mapping[str, str], wish: str | None) -> str | None:
             (RFC 9530, section 4). One that can't be read is ignored: it only asks a favour.
 
     """
-    preferences = {**_UNASKED, **_preferences(wish or "")}
+    if not digests:
+        return None
+    preferences = _UNASKED if wish is None else {**_UNASKED, **_preferences(wish)}
     known = [one for one, ours in _ALGORITHMS.items() if ours in digests]
     best = max(known, key=lambda one: preferences.get(one, 0), default=None)
     if best is None or not preferences.get(best):

@@ -21,7 +21,8 @@ from aiohttp import web
 from structlog.testing import capture_logs
 
 from services.storage.files import Files
-from services.storage.handlers import FILES, SETTINGS, add_storage_routes
+from services.storage.handlers import FILES, OPENINGS, SETTINGS, add_storage_routes
+from services.storage.openings import Openings
 from services.storage.settings import Settings
 from shared.blobs.filesystem import FilesystemStore
 from shared.blobs.store import UploadNotFound
@@ -120,6 +121,7 @@ class Server:
         app = new_application(settings)
         app[SETTINGS] = settings
         app[FILES] = Files(self.store, Outbox(self.store, publisher, redis, recent_s=1))
+        app[OPENINGS] = Openings(app[FILES], self.store)
         add_storage_routes(app.router)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
