@@ -240,6 +240,20 @@ def test_a_client_that_does_not_read_is_cut(server: Server) -> None:
     assert server.store.given < SIZE // MiB
 
 
+def test_a_set_of_ranges_is_read_as_it_is_taken(server: Server) -> None:
+    """Of several ranges, those that a stalled client never gets to are never begun."""
+    with server.connect(receive_buffer=4096) as client:
+        server.ask(client, f"Range: bytes=0-{SIZE // 2},{SIZE // 2 + 2}-")
+        assert read_head(client)[0] == 206
+        assert server.store.closed.get(timeout=LIMIT_S) < SIZE // 2 // MiB
+        assert server.store.closed.empty()
+    with server.connect() as client:
+        server.ask(client, f"Range: bytes=5-6,{MiB}-{2 * MiB},9-9")
+        status, body = read_all(client)
+        assert (status, body.count(b"Content-Range")) == (206, 3)
+        assert server.content[MiB : 2 * MiB + 1] in body
+
+
 @pytest.mark.parametrize("how", ["close", "reset"])
 def test_a_client_that_leaves_ends_the_download(server: Server, how: str) -> None:
     """When the client goes the store is not read on, and others are served."""
