@@ -14,7 +14,7 @@ from typing import Final
 from multidict import MultiMapping
 
 from services.ingest.errors import DigestUnreadable
-from shared.structured_fields import NotStructured, parse_dictionary
+from services.ingest.structured_fields import NotStructured, parse_dictionary
 
 __all__ = ["ALGORITHMS", "declared_digests", "render_digests", "wanted_digest"]
 

@@ -27,8 +27,8 @@ from services.ingest.errors import (
     OverLength,
     UnsupportedMediaType,
 )
+from services.ingest.structured_fields import BareItem, NotStructured, parse_item
 from shared.errors import InvalidRequest, PayloadTooLarge
-from shared.structured_fields import BareItem, NotStructured, parse_item
 
 __all__ = [
     "PARTIAL_TYPE",

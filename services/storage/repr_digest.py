@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Mapping
 from typing import Final
-
-from shared.structured_fields import NotStructured, parse_dictionary
 
 __all__ = ["repr_digest"]
 
 _ALGORITHMS: Final = {"sha-256": "sha256", "sha-512": "sha512"}
 """RFC 9530's active algorithms, and what records call them; what is sent unasked is first."""
+_MEMBER: Final = re.compile(r"([a-z*][a-z0-9_.*-]*)=(10|[0-9])(?:; *[a-z*][a-z0-9_.*=-]*)*")
+"""A member of the dictionary (RFC 9651) that is a preference; parameters mean nothing."""
 _UNASKED: Final = {"sha-256": 1}
 
 
@@ -39,13 +40,10 @@ def repr_digest(digests: Mapping[str, str], wish: str | None) -> str | None:
 
 def _preferences(wish: str) -> Mapping[str, int]:
     """Return the preferences of a header that keeps to the rules; of another one, none."""
-    try:
-        members = parse_dictionary(wish)
-    except NotStructured:
-        return {}
     found = {}
-    for name, value in members.items():
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 10:
+    for text in wish.strip(" ").split(","):
+        member = _MEMBER.fullmatch(text.strip(" \t"))
+        if member is None:
             return {}
-        found[name] = value
+        found[member[1]] = int(member[2])
     return found

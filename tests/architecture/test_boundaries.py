@@ -40,6 +40,7 @@ PURE: Final = (
     "services.ingest.content_disposition",
     "services.ingest.digest_fields",
     "services.ingest.ietf",
+    "services.ingest.structured_fields",
     "services.ingest.tus",
     "services.storage.conditions",
     "services.storage.content_types",
@@ -51,7 +52,6 @@ PURE: Final = (
     "shared.blobs.s3_parts",
     "shared.events",
     "shared.sidecar",
-    "shared.structured_fields",
 )
 """What holds rules and no I/O."""
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from services.ingest.location import COLLECTION
-from shared.structured_fields import parse_dictionary
+from services.ingest.structured_fields import parse_dictionary
 from tests.ingest.tus_client import path_of
 from tests.ingest.wire import Answer, Connection, ask, head_of
 

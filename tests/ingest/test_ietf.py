@@ -14,8 +14,8 @@ from services.ingest.errors import (
     OverLength,
     UnsupportedMediaType,
 )
+from services.ingest.structured_fields import parse_dictionary
 from shared.errors import InvalidRequest, PayloadTooLarge
-from shared.structured_fields import parse_dictionary
 
 NO_COUNTS = ["abc", "-1", "1.0", '"5"', "?1", "", "5,6", "0x5", "+5", "1" * 16, ":NQ==:", "5;"]
 NO_BOOLEANS = [

@@ -28,6 +28,8 @@ SHA512 = f"sha-512=:{base64.b64encode(hashlib.sha512(CONTENT).digest()).decode()
         ("sha-512=9, sha-256=0", SHA512),
         ("sha-256=0", None),
         ("sha-256=0, sha-512=0", None),
+        ("sha-256=1\t, sha-512=2;why=so;x", SHA512),
+        ("sha-512=2, sha-512=0", SHA256),
         ("md5=10", SHA256),
         ("unixsum=0", SHA256),
         ("sha-512=11", SHA256),

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.structured_fields import (
+from services.ingest.structured_fields import (
     BareItem,
     NotStructured,
     parse_dictionary,

@@ -1,6 +1,6 @@
 """Structured field values (RFC 9651), read strictly: what breaks the grammar has no value.
 
-Only what the headers of resumable uploads and of digests (RFC 9530) need: Items and
+Only what the headers of resumable uploads (RFC 9530 digests included) need: Items and
 Dictionaries. Parameters are read, since a broken one spoils the field, and dropped (item 109).
 """
 
