@@ -24,7 +24,7 @@ from shared.blobs.filesystem import FilesystemStore
 from shared.blobs.store import BlobStore, Stored, UploadNotFound
 from shared.identity import Principal
 
-__all__ = ["Opened", "Openings"]
+__all__ = ["Opened", "Openings", "headers_of"]
 
 _FRESH_S: Final = 10.0
 """For so long what was looked at stays in memory, unless that is very short."""
@@ -94,7 +94,19 @@ class Openings:
             return opened
         # Before the record is read: if it changes meanwhile, the mark is already outdated.
         mark = await self._look(file_id)
-        stored = await self._files.find(file_id, caller)
+        opened = await self.open_found(await self._files.find(file_id, caller))
+        fd = opened.fd
+        if mark is not None and fd is not None and tells_what_is_cached(fd):
+            self._remember(file_id, opened, mark)
+        return opened
+
+    async def open_found(self, stored: Stored) -> Opened:
+        """Return a file that was found; the descriptor is the caller's to close.
+
+        Raises:
+            NotFound, FileDamaged: As ``Files.open``.
+
+        """
         fd = await self._files.open(stored)
         try:
             content_type = await self._files.content_types.of(stored, fd)
@@ -102,10 +114,7 @@ class Openings:
             if fd is not None:
                 os.close(fd)
             raise
-        opened = _opened(stored, fd, content_type)
-        if mark is not None and fd is not None and tells_what_is_cached(fd):
-            self._remember(file_id, opened, mark)
-        return opened
+        return _opened(stored, fd, content_type)
 
     async def _look(self, file_id: str) -> _Mark | None:
         if self._store is None:
@@ -154,11 +163,17 @@ def _mark(record: str) -> _Mark:
 
 def _opened(stored: Stored, fd: int | None, content_type: str) -> Opened:
     validators = _validators(stored)
+    headers = headers_of(validators)
+    disposition = content_disposition(stored.sidecar.facts.filename)
+    return Opened(stored, fd, content_type, validators, headers, disposition)
+
+
+def headers_of(validators: Validators) -> CIMultiDict[str]:
+    """Return the headers of every answer about bytes that have these validators."""
     headers = CIMultiDict(_SAFE_HEADERS)
     headers["ETag"] = validators.etag
     headers["Last-Modified"] = formatdate(validators.modified_s, usegmt=True)
-    disposition = content_disposition(stored.sidecar.facts.filename)
-    return Opened(stored, fd, content_type, validators, headers, disposition)
+    return headers
 
 
 def _validators(stored: Stored) -> Validators:
