@@ -5,6 +5,7 @@ Errors are ``application/problem+json`` (RFC 9457) with the members of seed docu
 
 from __future__ import annotations
 
+import asyncio
 import random
 import re
 import secrets
@@ -19,10 +20,10 @@ from aiohttp import web, web_response
 from aiohttp.typedefs import Handler, Middleware
 from prometheus_client import Histogram
 
-from shared.errors import ApiError
+from shared.errors import ApiError, InvalidRequest, PayloadTooLarge
 from shared.times import now_ms, rfc3339
 
-__all__ = ["create_application", "json_response", "problem", "refuses_by"]
+__all__ = ["create_application", "json_response", "problem", "refuses_by", "small_body"]
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -32,6 +33,9 @@ _SECONDS: Final = Histogram(
     "http_request_seconds", "Time to answer, by route.", ["method", "route", "status"]
 )
 _json: Final = msgspec.json.Encoder()
+
+_BODY_S: Final = 10.0
+"""How long a small body may take."""
 
 _CLIENT_GONE: Final = 499
 """Accounted, never sent: nobody is left to be told a status (nginx's number for this)."""
@@ -63,6 +67,24 @@ _request_ids: Final = random.Random(secrets.randbits(256))  # noqa: S311 - no se
 def _new_request_id() -> str:
     """Return 128 bits that nobody else has. No secret: the system's source takes 50 µs."""
     return f"{_request_ids.getrandbits(128):032x}"
+
+
+async def small_body(request: web.Request, limit: int) -> bytes:
+    """Return a body of at most so many bytes.
+
+    Raises:
+        InvalidRequest: It comes too slowly.
+        PayloadTooLarge: It has more.
+
+    """
+    try:
+        async with asyncio.timeout(_BODY_S):
+            await request.content.readexactly(limit + 1)
+    except asyncio.IncompleteReadError as exc:
+        return exc.partial
+    except TimeoutError:
+        raise InvalidRequest("The body did not come in time.") from None
+    raise PayloadTooLarge(f"The body may have {limit} bytes.")
 
 
 @web.middleware

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from typing import Final
 
+from services.storage.api_links import derived_sections
 from services.storage.errors import PreconditionFailed, RangeNotSatisfiable
 from services.storage.files import Quarantined
 from shared.errors import Conflict, NotFound, Unavailable
@@ -88,6 +89,13 @@ _DOWNLOAD: Final = Operation(
             "The range, or several (`multipart/byteranges`).", (*_FILE, _COVERED), _BYTES
         ),
         304: Response("The client has it already.", _VALIDATORS),
+        307: Response(
+            "The bytes are to be had there, for a minute; with S3_DOWNLOAD=redirect only.",
+            (
+                Header("Location", str, "A URL of the S3 server, good for anybody"),
+                Header("Cache-Control", str, "`no-store`"),
+            ),
+        ),
         416: Response("", (*_VALIDATORS, _SIZE)),
         412: Response("", _VALIDATORS),
     },
@@ -137,4 +145,4 @@ _FILES: Final = Section(
     ),
 )
 
-SECTIONS: Final = (_FILES,)
+SECTIONS: Final = (_FILES, *derived_sections(_ID, _FILES.operations[:2]))

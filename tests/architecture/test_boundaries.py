@@ -12,7 +12,7 @@ from tests.architecture import rules
 
 ROOT: Final = Path(__file__).parents[2]
 
-SHARED_LINES: Final = 11_200
+SHARED_LINES: Final = 12_100
 """All of ``shared/``: the wire contract, the bus, the blob store and what guards the doors.
 Raising it takes a decision record."""
 FILE_LINES: Final = 400
@@ -45,6 +45,7 @@ PURE: Final = (
     "services.storage.conditions",
     "services.storage.content_types",
     "services.storage.disposition",
+    "services.storage.link_tokens",
     "services.storage.multipart",
     "services.storage.ranges",
     "services.storage.repr_digest",

@@ -10,7 +10,7 @@ import jwt
 import redis
 
 from shared import events
-from shared.blobs.filesystem import FilesystemStore
+from shared.blobs.store import BlobStore
 from shared.events import FileDeleted, LifecycleEvent, UploadCompleted, UploadCreated
 from shared.sidecar import Sidecar, encode, new_id
 from shared.streams import event_stream, partition_of
@@ -29,7 +29,7 @@ def token_of(user_id: str, tenant: str = "acme", scope: str = "") -> dict[str, s
 
 
 async def put_file(
-    store: FilesystemStore,
+    store: BlobStore,
     content: bytes,
     *,
     complete: bool = True,
