@@ -11,6 +11,7 @@ import pytest
 
 from services.storage.settings import Settings
 from shared.blobs.opening import make_store
+from shared.blobs.s3_calls import S3Options
 from shared.blobs.store import BlobStore
 from shared.sidecar import new_id
 from tests.processes import RedisServer
@@ -18,7 +19,7 @@ from tests.s3_servers import BUCKET, MotoServer
 from tests.shared.blobs.memory_leases import MemoryLeases, Registry
 from tests.storage.stored_files import SECRET
 
-__all__ = ["LINK_SECRET", "opened", "s3_settings"]
+__all__ = ["LINK_SECRET", "opened", "s3_options", "s3_settings"]
 
 LINK_SECRET = "a secret for links with 32 characters at least"
 
@@ -31,6 +32,16 @@ def s3_settings(moto: MotoServer) -> dict[str, str]:
         "s3_access_key_id": moto.access_key_id,
         "s3_secret_access_key": moto.secret_access_key,
     }
+
+
+def s3_options(endpoint: str) -> S3Options:
+    """Return how a store reaches moto's bucket."""
+    return S3Options(
+        bucket=BUCKET,
+        endpoint_url=endpoint,
+        access_key_id=MotoServer.access_key_id,
+        secret_access_key=MotoServer.secret_access_key,
+    )
 
 
 @asynccontextmanager
