@@ -37,7 +37,9 @@ class Mortal(S3Client):
 
     async def call(self, operation: str, /, **arguments: Any) -> dict[str, Any]:
         """Call the server, if it is not time to die."""
-        writes = operation.startswith(("put", "delete", "abort", "complete", "create", "upload"))
+        writes = operation.startswith(
+            ("put", "delete", "abort", "complete", "create", "upload")
+        )
         if writes and Mortal.left:
             Mortal.left -= 1
             if not Mortal.left:
