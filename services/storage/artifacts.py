@@ -61,7 +61,7 @@ class ArtifactList(msgspec.Struct, frozen=True, kw_only=True):
 def add_artifact_routes(router: web.UrlDispatcher) -> None:
     """Register the endpoints."""
     path = "/api/v1/storage/{file_id}/artifacts"
-    router.add_get(path, list_artifacts)
+    router.add_get(path, list_artifacts, allow_head=False)
     router.add_get(f"{path}/{{name}}", download_artifact)
 
 

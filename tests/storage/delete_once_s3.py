@@ -55,7 +55,7 @@ class MortalStore(S3Store):
     def __init__(self, endpoint: str, prefix: str) -> None:
         options, leases = s3_options(endpoint), MemoryLeases(Registry())
         super().__init__(options, prefix=prefix, leases=leases, part_size=PART)
-        self.client: Any = Mortal(options)
+        vars(self)["client"] = Mortal(options)
 
 
 async def delete(endpoint: str, prefix: str, url: str, file_id: str, step: str) -> None:

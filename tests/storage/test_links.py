@@ -364,10 +364,10 @@ def ask(
     try:
         request = Request(url, method=method, headers=dict(headers), data=body)
         with urlopen(request, timeout=20) as answer:
-            return answer.status, answer.headers, answer.read()
+            return answer.status, dict(answer.headers), answer.read()
     except HTTPError as error:
         with error:
-            return error.code, error.headers, error.read()
+            return error.code, dict(error.headers), error.read()
 
 
 @pytest.fixture(scope="module")
