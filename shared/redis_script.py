@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
-from shared.streams import command
+from shared.streams import Command, command, pipelined
 
 __all__ = ["RedisScript"]
 
@@ -40,3 +41,24 @@ class RedisScript:
             return await command(redis, "EVALSHA", self._digest, *call)
         except NoScriptError:  # a Redis that has not seen it, or has forgotten it
             return await command(redis, "EVAL", self._text, *call)
+
+    async def run_all(
+        self, redis: Redis, calls: Sequence[tuple[Sequence[str], Sequence[Any]]]
+    ) -> list[Any]:
+        """Run it for each pair of keys and arguments, in one write; return the raw replies.
+
+        Raises:
+            RedisError, OSError: Redis is away, or refuses one of them.
+
+        """
+        tails = [(len(keys), *keys, *arguments) for keys, arguments in calls]
+        first: list[Command] = [("EVALSHA", self._digest, *tail) for tail in tails]
+        replies = await pipelined(redis, first, raise_on_error=False)
+        unseen = [n for n, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+        again: list[Command] = [("EVAL", self._text, *tails[n]) for n in unseen]
+        for n, reply in zip(unseen, await pipelined(redis, again), strict=True):
+            replies[n] = reply
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise reply
+        return replies

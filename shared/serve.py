@@ -59,7 +59,7 @@ INTERNAL: Final = web.AppKey("internal", dict[str, web.Application])
 
 _EXPOSED: Final = (
     *("X-Request-ID", "Retry-After", "ETag", "Content-Range", "Content-Disposition"),
-    *("Accept-Ranges", "Last-Modified", "RateLimit", "RateLimit-Policy"),
+    *("Accept-Ranges", "Last-Modified", "Link", "RateLimit", "RateLimit-Policy"),
 )
 
 _IDLE_S: Final = 75.0

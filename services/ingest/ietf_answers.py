@@ -123,7 +123,7 @@ def file_answer(sidecar: Sidecar, size: int) -> web.Response:
         content_type=facts.content_type,
         size=size,
         status=sidecar.status,
-        duplicate=isinstance(sidecar.outbox[-1], UploadDuplicate),
+        duplicate=any(isinstance(event, UploadDuplicate) for event in sidecar.outbox),
     )
     digest = render_digests(sidecar.digests, sidecar.wants_digest)
     headers = {"Location": location, "Cache-Control": "no-store", **digest}

@@ -8,6 +8,7 @@ from typing import Final
 from services.storage.api_links import derived_sections
 from services.storage.errors import PreconditionFailed, RangeNotSatisfiable
 from services.storage.files import Quarantined
+from services.storage.list_api import DESCRIBE_FILE, LIST_FILES
 from shared.errors import Conflict, NotFound, Unavailable
 from shared.operations import Header, Operation, Parameter, Response, Section
 
@@ -110,6 +111,8 @@ _FILES: Final = Section(
     "Files",
     "Complete uploads. The id is the one of the upload.",
     (
+        LIST_FILES,
+        DESCRIBE_FILE,
         _DOWNLOAD,
         Operation(
             name="look_at_file",
@@ -145,4 +148,7 @@ _FILES: Final = Section(
     ),
 )
 
-SECTIONS: Final = (_FILES, *derived_sections(_ID, _FILES.operations[:2]))
+_DOWNLOADS: Final = [
+    one for one in _FILES.operations if one.path == _PATH and one.method in {"GET", "HEAD"}
+]
+SECTIONS: Final = (_FILES, *derived_sections(_ID, _DOWNLOADS))

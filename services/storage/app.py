@@ -12,7 +12,12 @@ from services.storage.artifacts import add_artifact_routes
 from services.storage.files import Files
 from services.storage.handlers import FILES, OPENINGS, SETTINGS, add_storage_routes
 from services.storage.links import LINKS, SINGLE_USE, Links, add_link_routes
+from services.storage.list_handlers import LISTING, RECORDS, add_list_routes
+from services.storage.listing import Listing
 from services.storage.openings import Openings
+from services.storage.rebuilding import rebuild_when_lost
+from services.storage.records import Records
+from services.storage.registering import GROUP, Registrar
 from services.storage.settings import Settings
 from services.storage.single_use import SingleUse
 from shared.api_routes import API
@@ -21,7 +26,8 @@ from shared.lifecycle import background
 from shared.outbox import Outbox
 from shared.publisher import Publisher
 from shared.serve import HEALTH, new_application
-from shared.streams import connect
+from shared.stream_group import StreamGroup
+from shared.streams import connect, event_stream
 
 __all__ = ["create_app", "install"]
 
@@ -47,16 +53,22 @@ def install(app: web.Application, settings: Settings) -> None:
 
     async def run(app: web.Application) -> AsyncIterator[None]:
         await store.open()
-        redis = connect(settings.redis_url or "")
+        url, partitions = settings.redis_url or "", settings.event_partitions
+        redis, grouping = connect(url), connect(url)
         publisher = Publisher(
             redis,
-            partitions=settings.event_partitions,
+            partitions=partitions,
             interval_s=settings.progress_update_interval,
         )
         outbox = Outbox(store, publisher, redis, recent_s=float(settings.progress_ttl_seconds))
         app[FILES] = Files(store, outbox)
         app[OPENINGS] = Openings(app[FILES], store)
         app[SINGLE_USE] = SingleUse(redis)
+        records = app[RECORDS] = Records(redis)
+        app[LISTING] = Listing(records)
+        registrar = Registrar(records, store, outbox)
+        streams = [event_stream(partition) for partition in range(partitions)]
+        group = StreamGroup(grouping, group=GROUP, streams=streams, handle=registrar.handle)
         app[HEALTH].can_serve["storage.store"] = store.is_writable
         app[HEALTH].degraded["storage.redis"] = lambda: publisher.degraded
         if leases is not None:
@@ -64,15 +76,20 @@ def install(app: web.Application, settings: Settings) -> None:
         async with (
             leases.running() if leases else nullcontext(),
             background("publisher", publisher.run()),
+            background("catalogue", group.run()),
+            background("registrar", registrar.run()),
+            background("rebuilding", rebuild_when_lost(redis, store, records)),
         ):
             yield
         await publisher.drain(timeout_s=2.0)
         await outbox.close()
         await redis.aclose()
+        await grouping.aclose()
         await store.close()
 
     app.cleanup_ctx.append(run)
     add_storage_routes(app.router)
     add_link_routes(app.router)
     add_artifact_routes(app.router)
+    add_list_routes(app.router)
     app[API].add(*api.SECTIONS)

@@ -54,8 +54,13 @@ class Files:
         self._outbox: Final = outbox
         self.content_types: Final = ContentTypes(store)
 
-    async def find(self, file_id: str, caller: Principal) -> Stored:
+    async def find(self, file_id: str, caller: Principal, *, cleared: bool = True) -> Stored:
         """Return the caller's file.
+
+        Args:
+            file_id: Its id.
+            caller: Who asks.
+            cleared: Whether it must have been scanned, if it is to be.
 
         Raises:
             NotFound: There is no such file; an unfinished upload is none, nor is a piece
@@ -69,6 +74,8 @@ class Files:
         facts = stored.sidecar.facts
         if not caller.owns(user_id=facts.user_id, tenant=facts.tenant):
             raise Forbidden("This file belongs to somebody else.")
+        if stored.sidecar.status == "quarantined" and not cleared:
+            return stored
         return _cleared(stored)
 
     async def find_linked(self, file_id: str) -> Stored:

@@ -33,3 +33,10 @@ class Settings(CommonSettings, frozen=True, kw_only=True):
             extra={"secret": True},
         ),
     ] = ()
+    verify_rate: Annotated[
+        int,
+        msgspec.Meta(
+            ge=0,
+            description="bytes per second that `services.storage verify` reads; 0 = no limit",
+        ),
+    ] = 50 * 1024**2

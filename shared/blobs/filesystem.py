@@ -27,13 +27,13 @@ from typing import Final, TypeVar
 import structlog
 
 from shared import sidecar as sidecars
+from shared.blobs import filesystem_listing as listing
 from shared.blobs.disk_threads import DiskThreads
 from shared.blobs.durable import sync_data, sync_directory, write_all
 from shared.blobs.filesystem_artifacts import FOLDER as ARTIFACTS
 from shared.blobs.filesystem_artifacts import FilesystemArtifacts
 from shared.blobs.filesystem_chunks import FilesystemChunk, list_chunks, remove_chunks
 from shared.blobs.filesystem_folder import SHARDS, prepare_folders
-from shared.blobs.filesystem_listing import due_events, live_and_recent, read_note, write_note
 from shared.blobs.filesystem_sharing import create_shared
 from shared.blobs.filesystem_sweep import remove_unborn, sweep_leftovers
 from shared.blobs.filesystem_writer import FilesystemWriter
@@ -354,39 +354,40 @@ class FilesystemStore:
             remove_chunks(self.path(upload_id, suffix))
 
     async def due(self, *, older_than_s: float) -> list[Due]:
-        return await self.run(due_events, self.root / "due", time.time() - older_than_s)
+        return await self.run(listing.due_events, self.root / "due", time.time() - older_than_s)
 
     async def survey(self, *, recent_s: float) -> AsyncIterator[Sidecar]:
         folders = [self.root / shard for shard in SHARDS]
-        wanted = await self.run(live_and_recent, folders, time.time() - recent_s)
+        wanted = await self.run(listing.live_and_recent, folders, time.time() - recent_s)
         for start in range(0, len(wanted), _SURVEY_BATCH):
             for record in await self.run(self._load_all, wanted[start : start + _SURVEY_BATCH]):
                 yield record
 
     async def walk(self, *, unfinished: bool = False) -> AsyncIterator[Stored]:
-        wanted = ".part" if unfinished else ".info"
+        async for one in self.ids(".part" if unfinished else ".info"):
+            try:
+                yield await self.read(one)
+            except UploadNotFound:
+                continue
+            except (SidecarDamaged, OSError) as exc:
+                log.error("record_not_read", upload_id=one, error=repr(exc))
+
+    async def ids(self, suffix: str = ".info") -> AsyncIterator[str]:
         for shard in SHARDS:
-            names = await self.run(os.listdir, self.root / shard)
-            for stem in (name.removesuffix(wanted) for name in names if name.endswith(wanted)):
-                try:
-                    yield await self.read(stem)
-                except UploadNotFound:
-                    continue
-                except (SidecarDamaged, OSError) as exc:
-                    log.error("record_not_read", upload_id=stem, error=repr(exc))
+            for one in await self.run(listing.ids_in, self.root / shard, suffix):
+                yield one
 
     async def sweep_leftovers(self, *, older_than_s: float, dry_run: bool) -> list[str]:
-        before = time.time() - older_than_s
-        found = []
+        before, found = time.time() - older_than_s, list[str]()
         for shard in SHARDS:
             found += await self.run(sweep_leftovers, self.root / shard, before, dry_run)
         return found
 
     async def note(self, name: str) -> str:
-        return await self.run(read_note, self.root / name)
+        return await self.run(listing.read_note, self.root / name)
 
     async def write_note(self, name: str, text: str) -> None:
-        await self.run(write_note, self.root / name, text)
+        await self.run(listing.write_note, self.root / name, text)
 
     def _load_all(self, upload_ids: Sequence[str]) -> list[Sidecar]:
         records = []

@@ -10,7 +10,7 @@ from pathlib import Path
 from shared.blobs.store import Due
 from shared.sidecar import is_upload_id
 
-__all__ = ["due_events", "live_and_recent", "read_note", "write_note"]
+__all__ = ["due_events", "ids_in", "live_and_recent", "read_note", "write_note"]
 
 
 def due_events(folder: Path, before: float) -> list[Due]:
@@ -24,6 +24,12 @@ def due_events(folder: Path, before: float) -> list[Due]:
                 if is_marker and entry.stat().st_mtime <= before:
                     found.append(Due(upload_id, int(seq)))
     return sorted(found)
+
+
+def ids_in(folder: Path, suffix: str) -> list[str]:
+    """Return the ids of the uploads that have a file with this suffix in a folder."""
+    stems = (one.removesuffix(suffix) for one in os.listdir(folder) if one.endswith(suffix))
+    return [one for one in stems if is_upload_id(one)]
 
 
 def live_and_recent(folders: Sequence[Path], since: float) -> list[str]:

@@ -345,17 +345,24 @@ class S3Store:
                 if not stored.visible:
                     yield stored
             return
-        async for page in self.client.listing(self.keys.prefix):
-            infos = [one.key for one in page if self.keys.rest_of(one.key) == ".info"]
-            ids = [upload_id for key in infos if (upload_id := self.keys.id_of(key))]
+        async for ids in self._pages():
             async for stored in self._looks(ids):
                 yield stored
 
+    async def ids(self) -> AsyncIterator[str]:
+        async for ids in self._pages():
+            for one in ids:
+                yield one
+
+    async def _pages(self) -> AsyncIterator[list[str]]:
+        async for page in self.client.listing(self.keys.prefix):
+            infos = [one.key for one in page if self.keys.rest_of(one.key) == ".info"]
+            yield [upload_id for key in infos if (upload_id := self.keys.id_of(key))]
+
     async def _looks(self, ids: Sequence[str]) -> AsyncIterator[Stored]:
         for start in range(0, len(ids), _BATCH):
-            looks = [
-                partial(self._look_if_possible, one) for one in ids[start : start + _BATCH]
-            ]
+            batch = ids[start : start + _BATCH]
+            looks = [partial(self._look_if_possible, one) for one in batch]
             for stored in await self.client.each(looks):
                 if stored is not None:
                     yield stored
@@ -364,10 +371,10 @@ class S3Store:
         try:
             return await self.read(upload_id)
         except UploadNotFound:
-            return None
+            pass
         except (SidecarDamaged, OSError) as exc:
             log.error("record_not_read", upload_id=upload_id, error=repr(exc))
-            return None
+        return None
 
     async def sweep_leftovers(self, *, older_than_s: float, dry_run: bool) -> list[str]:
         return await sweep_leftovers(self, older_than_s=older_than_s, dry_run=dry_run)
@@ -376,10 +383,9 @@ class S3Store:
 
     async def note(self, name: str) -> str:
         try:
-            content, _ = await self.client.get(self.keys.note(name))
+            return (await self.client.get(self.keys.note(name)))[0].decode()
         except NoSuchObject:
             return ""
-        return content.decode()
 
     async def write_note(self, name: str, text: str) -> None:
         await self.client.put(self.keys.note(name), text.encode())

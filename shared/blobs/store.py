@@ -363,6 +363,12 @@ class BlobStore(Protocol):
         it takes as long as there are uploads.
         """
 
+    def ids(self) -> AsyncIterator[str]:
+        """Yield the id of every record that there is, tombstones and damaged ones too.
+
+        Those with the same first two characters come together, in the order of these.
+        """
+
     async def remove_unborn(self, upload_id: str, due: Sequence[Due]) -> None:
         """Remove markers without a sidecar, and what else a crash left of a creation.
 

@@ -80,6 +80,8 @@ async def test_undescribed_routes_are_found(tmp_path: Path) -> None:
 
     assert await served(app) - described(app) == {
         ("POST", "/api/v1/storage/{file_id}"),
+        ("HEAD", "/api/v1/storage"),
+        ("HEAD", "/api/v1/storage/{file_id}/meta"),
         ("HEAD", "/openapi.json"),
         ("HEAD", "/docs"),
     }

@@ -13,7 +13,13 @@ from msgspec.structs import replace
 
 from shared import events
 from shared.blobs.store import BlobStore
-from shared.events import FileDeleted, LifecycleEvent, UploadCompleted, UploadCreated
+from shared.events import (
+    FileDeleted,
+    FileStored,
+    LifecycleEvent,
+    UploadCompleted,
+    UploadCreated,
+)
 from shared.sidecar import Sidecar, encode, new_id
 from shared.streams import event_stream, partition_of
 from shared.times import now_ms
@@ -96,6 +102,11 @@ async def put_file(
             due = await writer.finish(
                 writer.sidecar.after("completed", event, completed_at=now)
             )
+        if complete and concat != "partial":  # as storage leaves it there
+            stored = FileStored(
+                upload_id=upload_id, seq=3, at=now, upload=facts, offset=len(content)
+            )
+            due = await writer.record(writer.sidecar.after("completed", stored))
     finally:
         await writer.close()
     for one in due if announced else ():

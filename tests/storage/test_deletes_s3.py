@@ -112,9 +112,9 @@ async def test_delete_killed_at_each_call(
             await files.find(file_id, LOCAL)
         except NotFound:
             await eventually(lambda: lifecycle(url, file_id), f"it is told after {steps}")
-            while set(await named(store, file_id)) - {store.keys.due(file_id, 3)}:
+            while set(await named(store, file_id)) - {store.keys.due(file_id, 4)}:
                 await asyncio.sleep(0.05)
-            assert {event.seq for event in lifecycle(url, file_id)} == {3}
+            assert {event.seq for event in lifecycle(url, file_id)} == {4}
             return "gone", len(steps)
         assert await content(store, file_id) == CONTENT
         assert [one.name for one in await store.artifacts.all(file_id)] == ["thumb.jpg"]

@@ -200,7 +200,7 @@ async def test_delete_catches_up_on_older_events(
     await files.delete(file_id, LOCAL)
 
     await eventually(lambda: not traces(data_dir, file_id), "no trace is left")
-    assert [event.seq for event in lifecycle(redis_server.url, file_id)] == [1, 2, 3]
+    assert [event.seq for event in lifecycle(redis_server.url, file_id)] == [1, 2, 3, 4]
 
 
 # A delete that was cut.
@@ -212,12 +212,12 @@ async def test_sweep_of_a_delete_cut_before_the_bytes(
     """A tombstone with its bytes beside it loses them, and the others are told."""
     file_id = await put_file(store, CONTENT)
     store.path(file_id, ".info").write_bytes(tombstone_of(store.load_now(file_id)))
-    (store.root / "due" / f"{file_id}.3").touch()
+    (store.root / "due" / f"{file_id}.4").touch()
 
     await outbox.sweep(older_than_s=0)
 
     await eventually(lambda: not traces(data_dir, file_id), "no trace is left")
-    assert [event.seq for event in lifecycle(redis_server.url, file_id)] == [3]
+    assert [event.seq for event in lifecycle(redis_server.url, file_id)] == [4]
 
 
 async def test_sweep_of_a_delete_cut_before_the_event(
@@ -227,12 +227,12 @@ async def test_sweep_of_a_delete_cut_before_the_event(
     file_id = await put_file(store, CONTENT)
     store.path(file_id, ".info").write_bytes(tombstone_of(store.load_now(file_id)))
     store.path(file_id).unlink()
-    (store.root / "due" / f"{file_id}.3").touch()
+    (store.root / "due" / f"{file_id}.4").touch()
 
     await outbox.sweep(older_than_s=0)
 
     await eventually(lambda: not traces(data_dir, file_id), "no trace is left")
-    assert [event.seq for event in lifecycle(redis_server.url, file_id)] == [3]
+    assert [event.seq for event in lifecycle(redis_server.url, file_id)] == [4]
 
 
 async def test_delete_cut_before_the_tombstone(
@@ -240,7 +240,7 @@ async def test_delete_cut_before_the_tombstone(
 ) -> None:
     """As long as the record does not say so, the file is there, and can be deleted."""
     file_id = await put_file(store, CONTENT)
-    (store.root / "due" / f"{file_id}.3").touch()
+    (store.root / "due" / f"{file_id}.4").touch()
     store.path(file_id, ".info.new").write_bytes(b'{"upload_id": "half a tomb')
 
     await outbox.sweep(older_than_s=0)
@@ -301,7 +301,7 @@ async def test_delete_killed_at_each_step(
         except NotFound:
             await eventually(lambda: lifecycle(url, file_id), f"it is told after {steps}")
             await eventually(lambda: not traces(data_dir, file_id), f"no trace after {steps}")
-            assert {event.seq for event in lifecycle(url, file_id)} == {3}
+            assert {event.seq for event in lifecycle(url, file_id)} == {4}
             return "gone", len(steps)
         assert store.path(file_id).read_bytes() == CONTENT
         assert [one.name for one in await store.artifacts.all(file_id)] == ["thumb.jpg"]
@@ -383,12 +383,12 @@ async def test_files_without_redis(
     assert ask("DELETE", f"{url}/{file_id}")[0] == 404
     assert ask("GET", f"{url}/{other}") == (200, CONTENT)
     wait_until(lambda: is_degraded(service), "the service says that Redis is away")
-    left = {f"{file_id[:2]}/{file_id}.info", f"due/{file_id}.3"}
+    left = {f"{file_id[:2]}/{file_id}.info", f"due/{file_id}.4"}
     assert set(traces(data_dir, file_id)) == left
     own_redis.start()
 
     wait_until(lambda: not traces(data_dir, file_id), "no trace is left")
-    assert [event.seq for event in lifecycle(own_redis.url, file_id)] == [3]
+    assert [event.seq for event in lifecycle(own_redis.url, file_id)] == [4]
     assert complaints(service) == []
 
 
@@ -409,7 +409,7 @@ async def test_ingest_makes_up_for_a_dead_storage(
     start("ingest", own_redis)
 
     wait_until(lambda: not traces(data_dir, file_id), "no trace is left")
-    assert [event.seq for event in lifecycle(own_redis.url, file_id)] == [3]
+    assert [event.seq for event in lifecycle(own_redis.url, file_id)] == [4]
 
 
 async def test_clients_that_vanish(

@@ -572,7 +572,7 @@ async def test_delete(
     await eventually(lambda: not traces(data_dir, file_id), "no trace is left")
     [event] = lifecycle(redis_server.url, file_id)
     assert isinstance(event, FileDeleted)
-    assert (event.seq, event.upload.filename) == (3, "report.pdf")
+    assert (event.seq, event.upload.filename) == (4, "report.pdf")
 
 
 async def test_deletes_that_race(

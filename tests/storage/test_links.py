@@ -295,7 +295,7 @@ async def test_revoked(storage: Client, file_id: str, store: FilesystemStore) ->
     assert await refusal(storage, before) == (410, "LINK_REVOKED")
     assert (await storage.get(after)).status == 200
     record = await store.load(file_id)
-    assert (record.status, len(record.outbox)) == ("completed", 2)
+    assert (record.status, record.link_generation) == ("completed", 2)
 
 
 async def test_deleted(storage: Client, file_id: str) -> None:

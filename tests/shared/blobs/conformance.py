@@ -143,6 +143,21 @@ class BlobStoreConformance(StoreFixtures):
         stored = await store.read(sidecar.upload_id)
         assert (stored.sidecar, stored.offset) == (sidecar, 4)
 
+    async def test_ids_of_all_records(self, store: BlobStore, other: BlobStore) -> None:
+        """Every record is found, whatever became of its upload, those of a shard together."""
+        kept = [new_sidecar() for _ in range(40)]
+        for sidecar in kept:
+            await store.create(sidecar)
+        whole = await stored_file(store, b"whole")
+        async with writing(store, kept[0].upload_id) as writer:
+            await writer.bury(ended(kept[0]))
+
+        found = [one async for one in other.ids()]
+
+        assert sorted(found) == sorted([whole.upload_id, *(one.upload_id for one in kept)])
+        shards = [one[:2] for one in found]
+        assert shards == sorted(shards)
+
     async def test_bytes_are_appended_in_order(self, store: BlobStore) -> None:
         """The offset says how many bytes are there, now and after the next acquisition."""
         sidecar = new_sidecar()
