@@ -1,7 +1,8 @@
 """What the proxies in front of a service say of a request, and whether it is believed.
 
 Anybody can send these headers, so they count only on connections from proxies that are trusted
-(security item 28).
+(security item 28). Behind a proxy the request that arrives is not the one that the client sent:
+the URLs that it is told are built from what the proxy says.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from multidict import MultiMapping
 
 from shared.errors import StartupError
 
-__all__ = ["TrustedProxies", "forwarded", "nearest"]
+__all__ = ["PublicUrl", "TrustedProxies", "forwarded", "nearest"]
 
 _Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _PAIR: Final = re.compile(r'\s*(proto|host|for)\s*=\s*"?([^";,]*)"?\s*', re.IGNORECASE)
+_HOST: Final = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
+_PREFIX: Final = re.compile(r"(?:/[A-Za-z0-9._~-]+)*/?")
 _NODE: Final = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::[0-9]{1,5})?|([0-9.]+)(?::[0-9]{1,5})?")
 
 
@@ -68,6 +71,43 @@ class TrustedProxies:
         if isinstance(found, ipaddress.IPv6Address):
             return str(ipaddress.ip_network((found, 64), strict=False))
         return str(found)
+
+
+class PublicUrl:
+    """The base of a service's URLs, as the client must use them.
+
+    Args:
+        given: Base that always holds; empty takes it from each request.
+        trusted_proxies: Networks whose forwarding headers are believed.
+
+    Raises:
+        StartupError: One of the networks is none.
+
+    """
+
+    def __init__(self, given: str, trusted_proxies: Iterable[str]) -> None:
+        self._given: Final = given.rstrip("/")
+        self._proxies: Final = TrustedProxies(trusted_proxies)
+
+    def of(self, *, headers: MultiMapping[str], scheme: str, peer: str | None) -> str:
+        """Return the base, without a slash at its end.
+
+        Args:
+            headers: Of the request.
+            scheme: Of the connection it came on.
+            peer: Address at the other end of that connection.
+
+        """
+        if self._given:
+            return self._given
+        host, prefix = headers.get("Host", ""), ""
+        if self._proxies.trusts(peer):
+            said = forwarded(headers)
+            host, scheme = said.get("host", host), said.get("proto", scheme)
+            prefix = nearest(headers, "X-Forwarded-Prefix")
+        if not _HOST.fullmatch(host) or scheme not in {"http", "https"}:
+            return ""  # a path alone is right too: clients resolve it (item 46)
+        return f"{scheme}://{host}{prefix.rstrip('/') if _PREFIX.fullmatch(prefix) else ''}"
 
 
 def _address(text: str | None) -> _Address | None:

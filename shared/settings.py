@@ -171,6 +171,13 @@ class CommonSettings(msgspec.Struct, frozen=True, kw_only=True):
         tuple[str, ...],
         msgspec.Meta(description="networks whose X-Forwarded-* are believed, comma-separated"),
     ] = ()
+    public_url: Annotated[
+        str,
+        msgspec.Meta(
+            pattern=r"^(https?://[A-Za-z0-9.:\[\]-]+(/[A-Za-z0-9._~/-]*)?)?$",
+            description="base of URLs given to clients; empty: taken from the request",
+        ),
+    ] = ""
     rate_limit_enabled: Annotated[
         bool | None,
         msgspec.Meta(

@@ -77,6 +77,8 @@ class Sidecar(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The upload whose bytes this one shares; empty: it has its own."""
     completed_at: int | None = None
     """UTC, milliseconds since the epoch."""
+    link_generation: int = 0
+    """Links to the file are good that were made under this number: raising it revokes them."""
     outbox: tuple[LifecycleEvent, ...] = ()
     """All lifecycle events so far, oldest first."""
     version: int = 1

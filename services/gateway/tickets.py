@@ -8,7 +8,6 @@ forget tickets, or that one was used.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import secrets
 import time
@@ -21,10 +20,10 @@ from redis.asyncio import Redis
 
 from shared.cors import is_origin, is_own_origin
 from shared.credentials import NO_CREDENTIALS, is_handshake
-from shared.errors import InvalidRequest, PayloadTooLarge, Unauthorized, Unavailable
+from shared.errors import InvalidRequest, Unauthorized, Unavailable
 from shared.identity import Principal, principal_of
 from shared.streams import REDIS_FAILURES, command
-from shared.web import json_response
+from shared.web import json_response, small_body
 
 __all__ = [
     "OFFICE",
@@ -39,8 +38,6 @@ log = structlog.stdlib.get_logger(__name__)
 
 TICKET_S: Final = 30
 _MAX_BODY: Final = 1024  # bytes
-_BODY_S: Final = 10.0
-"""How long the body may take."""
 
 
 class TicketRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -181,15 +178,7 @@ async def _body_of(request: web.Request) -> TicketRequest:
         PayloadTooLarge: It is too large for what it may say.
 
     """
-    try:
-        async with asyncio.timeout(_BODY_S):
-            await request.content.readexactly(_MAX_BODY + 1)
-    except asyncio.IncompleteReadError as exc:
-        body = exc.partial
-    except TimeoutError:
-        raise InvalidRequest("The body did not come in time.") from None
-    else:
-        raise PayloadTooLarge(f"The body may have {_MAX_BODY} bytes.")
+    body = await small_body(request, _MAX_BODY)
     try:
         return _request_decoder.decode(body) if body else TicketRequest()
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

@@ -88,13 +88,6 @@ class Settings(CommonSettings, frozen=True, kw_only=True):
     clamd_timeout: Annotated[
         float, msgspec.Meta(gt=0, le=3600, description="seconds that the daemon may be silent")
     ] = 120
-    public_url: Annotated[
-        str,
-        msgspec.Meta(
-            pattern=r"^(https?://[A-Za-z0-9.:\[\]-]+(/[A-Za-z0-9._~/-]*)?)?$",
-            description="base of URLs given to clients; empty: taken from the request",
-        ),
-    ] = ""
     quota_bytes_per_user: Annotated[
         int, msgspec.Meta(ge=0, lt=10**15, description="bytes a user may keep; 0 = no limit")
     ] = 0

@@ -8,14 +8,18 @@ from contextlib import nullcontext
 from aiohttp import web
 
 from services.storage import api
+from services.storage.artifacts import add_artifact_routes
 from services.storage.files import Files
-from services.storage.handlers import FILES, SETTINGS, add_storage_routes
+from services.storage.handlers import FILES, OPENINGS, SETTINGS, add_storage_routes
+from services.storage.links import LINKS, SINGLE_USE, Links, add_link_routes
 from services.storage.list_handlers import LISTING, RECORDS, add_list_routes
 from services.storage.listing import Listing
+from services.storage.openings import Openings
 from services.storage.rebuilding import rebuild_when_lost
 from services.storage.records import Records
 from services.storage.registering import GROUP, Registrar
 from services.storage.settings import Settings
+from services.storage.single_use import SingleUse
 from shared.api_routes import API
 from shared.blobs.opening import make_leases, make_store
 from shared.lifecycle import background
@@ -43,6 +47,7 @@ def install(app: web.Application, settings: Settings) -> None:
 
     """
     app[SETTINGS] = settings
+    app[LINKS] = Links(settings)
     leases = make_leases(settings)
     store = make_store(settings, leases=leases)
 
@@ -57,6 +62,8 @@ def install(app: web.Application, settings: Settings) -> None:
         )
         outbox = Outbox(store, publisher, redis, recent_s=float(settings.progress_ttl_seconds))
         app[FILES] = Files(store, outbox)
+        app[OPENINGS] = Openings(app[FILES], store)
+        app[SINGLE_USE] = SingleUse(redis)
         records = app[RECORDS] = Records(redis)
         app[LISTING] = Listing(records)
         registrar = Registrar(records, store, outbox)
@@ -82,5 +89,7 @@ def install(app: web.Application, settings: Settings) -> None:
 
     app.cleanup_ctx.append(run)
     add_storage_routes(app.router)
+    add_link_routes(app.router)
+    add_artifact_routes(app.router)
     add_list_routes(app.router)
     app[API].add(*api.SECTIONS)

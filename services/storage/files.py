@@ -11,6 +11,10 @@ import os
 from collections.abc import AsyncIterator
 from typing import Final
 
+from msgspec.structs import replace
+
+from services.storage.heads import ContentTypes
+from shared.blobs.artifacts import Artifacts
 from shared.blobs.store import BlobStore, BlobWriter, Stored, UploadBusy, UploadNotFound
 from shared.errors import Conflict, Forbidden, NotFound
 from shared.events import FileDeleted
@@ -48,6 +52,7 @@ class Files:
     def __init__(self, store: BlobStore, outbox: Outbox) -> None:
         self._store: Final = store
         self._outbox: Final = outbox
+        self.content_types: Final = ContentTypes(store)
 
     async def find(self, file_id: str, caller: Principal, *, cleared: bool = True) -> Stored:
         """Return the caller's file.
@@ -65,21 +70,28 @@ class Files:
             SidecarDamaged: It is there, but whose it is cannot be read.
 
         """
-        try:
-            stored = await self._store.read(file_id)
-        except UploadNotFound:
-            raise _unknown() from None
+        stored = await self._read(file_id)
         facts = stored.sidecar.facts
         if not caller.owns(user_id=facts.user_id, tenant=facts.tenant):
             raise Forbidden("This file belongs to somebody else.")
-        sidecar = stored.sidecar
-        if sidecar.status == "quarantined":
-            if cleared:
-                raise Quarantined("This file has not been cleared yet.")
+        if stored.sidecar.status == "quarantined" and not cleared:
             return stored
-        if sidecar.status != "completed" or sidecar.is_partial or not stored.visible:
-            raise _unknown()
-        return stored
+        return _cleared(stored)
+
+    async def find_linked(self, file_id: str) -> Stored:
+        """Return a file for somebody who was given a link to it.
+
+        Raises:
+            NotFound, Quarantined, SidecarDamaged: As ``find``.
+
+        """
+        return _cleared(await self._read(file_id))
+
+    async def _read(self, file_id: str) -> Stored:
+        try:
+            return await self._store.read(file_id)
+        except UploadNotFound:
+            raise _unknown() from None
 
     async def open(self, found: Stored) -> int | None:
         """Return a descriptor of a file's bytes; it stays good when the file is deleted.
@@ -106,6 +118,38 @@ class Files:
     def read(self, file_id: str, start: int, length: int) -> AsyncIterator[bytes]:
         """Yield a part of a file's bytes, as ``BlobStore.read_range``."""
         return self._store.read_range(file_id, start, length)
+
+    async def url_of(
+        self, found: Stored, *, disposition: str, content_type: str, lifetime_s: int
+    ) -> str | None:
+        """Return where anybody gets a file's bytes for a while, as ``BlobStore.url_of``."""
+        return await self._store.url_of(
+            found.sidecar.upload_id,
+            disposition=disposition,
+            content_type=content_type,
+            lifetime_s=lifetime_s,
+        )
+
+    @property
+    def artifacts(self) -> Artifacts:
+        """What was made of the files."""
+        return self._store.artifacts
+
+    async def revoke_links(self, file_id: str, caller: Principal) -> None:
+        """Have no link to the caller's file be good that was made until now.
+
+        Raises:
+            NotFound, Quarantined, Forbidden, SidecarDamaged: As ``find``.
+            Conflict: Somebody holds it for longer than a moment.
+
+        """
+        await self.find(file_id, caller)
+        writer = await self._acquire(file_id)
+        try:
+            count = writer.sidecar.link_generation + 1
+            await writer.record(replace(writer.sidecar, link_generation=count))
+        finally:
+            await writer.close()
 
     async def delete(self, file_id: str, caller: Principal) -> None:
         """Delete the caller's file: the tombstone first, then the bytes, then the event.
@@ -151,6 +195,16 @@ class Files:
             raise _unknown() from None
         except TimeoutError:
             raise Conflict("The file is in use.") from None
+
+
+def _cleared(stored: Stored) -> Stored:
+    """Return what is a file, and may be served."""
+    sidecar = stored.sidecar
+    if sidecar.status == "quarantined":
+        raise Quarantined("This file has not been cleared yet.")
+    if sidecar.status != "completed" or sidecar.is_partial or not stored.visible:
+        raise _unknown()
+    return stored
 
 
 def _unknown() -> NotFound:

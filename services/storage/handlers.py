@@ -1,47 +1,43 @@
-"""Downloads and deletes over HTTP (RFC 9110), safe to show to a browser."""
+"""Downloads and deletes over HTTP (RFC 9110)."""
 
 from __future__ import annotations
 
 import os
-from functools import wraps
+from collections.abc import Awaitable, Callable
+from functools import partial, wraps
 from typing import Final
 
 import structlog
 from aiohttp import web
 from aiohttp.typedefs import Handler
-from prometheus_client import Counter
 
-from services.storage.disposition import content_disposition, safe_content_type
-from services.storage.errors import PreconditionFailed, RangeNotSatisfiable
+from services.storage.disposition import content_disposition
 from services.storage.files import FileDamaged, Files
-from services.storage.ranges import Selection, content_range, select
-from services.storage.sendfile import send_file
+from services.storage.openings import Opened, Openings
+from services.storage.serving import Representation, may_redirect, serve
 from services.storage.settings import Settings
-from services.storage.streaming import opened
 from shared.blobs.store import LeaseUnavailable, Stored, UploadNotFound
 from shared.errors import ApiError, NotFound, Unavailable
 from shared.identity import principal_of
 from shared.sidecar import SidecarDamaged
-from shared.web import problem
 
-__all__ = ["FILES", "SETTINGS", "add_storage_routes", "explains_failures"]
+__all__ = [
+    "FILES",
+    "OPENINGS",
+    "SETTINGS",
+    "add_storage_routes",
+    "explains_failures",
+    "send",
+]
 
 log = structlog.stdlib.get_logger(__name__)
 
 FILES: Final = web.AppKey("files", Files)
+OPENINGS: Final = web.AppKey("openings", Openings)
 SETTINGS: Final = web.AppKey("storage_settings", Settings)
 
-SENT = Counter("storage_bytes_total", "Bytes of files sent.")
-
-_SAFE_HEADERS: Final = {
-    # Whatever the bytes are, they must not act on the page that shows them (items 5 to 7).
-    "X-Content-Type-Options": "nosniff",
-    "Content-Security-Policy": "sandbox; default-src 'none'",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "private, no-cache",
-    "Accept-Ranges": "bytes",
-}
+_URL_S: Final = 60
+"""How long a URL of the store is good: a client that is sent there goes at once."""
 
 
 def add_storage_routes(router: web.UrlDispatcher) -> None:
@@ -79,75 +75,68 @@ def explains_failures(handler: Handler) -> Handler:
 
 @explains_failures
 async def download(request: web.Request) -> web.StreamResponse:
-    """GET and HEAD: the file, or the part of it that was asked for."""
-    files, file_id = request.app[FILES], request.match_info["file_id"]
-    stored = await files.find(file_id, principal_of(request))
-    fd = await files.open(stored)
-    try:
-        etag = f'"{file_id}"'  # the bytes of an id never change
-        modified_s = int((stored.sidecar.completed_at or 0) / 1000)
-        selection = select(
-            headers=request.headers,
-            method=request.method,
-            size=stored.offset,
-            etag=etag,
-            modified_s=modified_s,
-        )
-        response = _response(stored, selection, etag=etag, modified_s=modified_s)
-        wanted = selection.length if request.method == "GET" else 0
-        sent = await _send(request, response, fd, selection.start, wanted)
-        SENT.inc(sent)
-        if sent == wanted:  # else the client has gone, or the store; the connection is cut
-            await response.write_eof()
-        return response
-    finally:
-        if fd is not None:
-            os.close(fd)
+    """GET and HEAD: the file, or the parts of it that were asked for."""
+    file_id = request.match_info["file_id"]
+    return await send(request, await request.app[OPENINGS].open(file_id, principal_of(request)))
 
 
-async def _send(
-    request: web.Request, response: web.StreamResponse, fd: int | None, start: int, length: int
-) -> int:
-    """Send the head and so many bytes; return how many bytes went out."""
-    stall_s = request.app[SETTINGS].download_stall_timeout
-    if fd is None and length:
-        source = request.app[FILES].read(request.match_info["file_id"], start, length)
-        async with opened(source) as pieces:
-            await response.prepare(request)
-            return await pieces.send(request, response, length, stall_timeout_s=stall_s)
-    await response.prepare(request)
-    if fd is None or not length:
-        return 0
-    return await send_file(request, response, fd, start, length, stall_timeout_s=stall_s)
-
-
-def _response(
-    stored: Stored, selection: Selection, *, etag: str, modified_s: int
+async def send(
+    request: web.Request,
+    file: Opened,
+    *,
+    filename: str = "",
+    claim: Callable[[], Awaitable[None]] | None = None,
 ) -> web.StreamResponse:
-    response = _begun(stored, selection)
-    response.headers.update(_SAFE_HEADERS)
-    response.etag = etag.strip('"')
-    response.last_modified = modified_s
-    covered = content_range(selection, stored.offset)
-    if covered is not None:
-        response.headers["Content-Range"] = covered
-    return response
+    """Answer with a file, or the parts of it that were asked for, and close it.
+
+    Args:
+        request: A GET or HEAD.
+        file: The file.
+        filename: To save it under; empty: its own.
+        claim: Called before the first byte is sent; may refuse. The bytes are sent by no
+            other way then, where nobody would ask.
+
+    """
+    try:
+        what = Representation(
+            size=file.stored.offset,
+            validators=file.validators,
+            headers=file.headers,
+            disposition=content_disposition(filename) if filename else file.disposition,
+            content_type=file.content_type,
+            digests=file.stored.sidecar.digests,
+            fd=file.fd,
+            read=partial(request.app[FILES].read, file.stored.sidecar.upload_id),
+        )
+        return await serve(
+            request,
+            what,
+            stall_timeout_s=request.app[SETTINGS].download_stall_timeout,
+            before_bytes=partial(_before_bytes, request, file.stored, what, claim),
+        )
+    finally:
+        if file.fd is not None:
+            os.close(file.fd)
 
 
-def _begun(stored: Stored, selection: Selection) -> web.StreamResponse:
-    """Return the answer with what depends on the status: a file's headers, or a refusal."""
-    if selection.status == 412:
-        return problem(PreconditionFailed("The file does not meet the conditions."))
-    if selection.status == 416:
-        message = f"The file has {stored.offset} bytes, and none in this range."
-        return problem(RangeNotSatisfiable(message))
-    response = web.StreamResponse(status=selection.status)
-    response.content_length = selection.length
-    if selection.status != 304:
-        facts = stored.sidecar.facts
-        response.headers["Content-Type"] = safe_content_type(facts.content_type)
-        response.headers["Content-Disposition"] = content_disposition(facts.filename)
-    return response
+async def _before_bytes(
+    request: web.Request,
+    stored: Stored,
+    what: Representation,
+    claim: Callable[[], Awaitable[None]] | None,
+) -> str | None:
+    """Return where the bytes are to be had, if not here."""
+    if claim is not None:
+        await claim()
+        return None
+    if request.app[SETTINGS].s3_download == "proxy" or not may_redirect(request):
+        return None
+    return await request.app[FILES].url_of(
+        stored,
+        disposition=what.disposition,
+        content_type=what.content_type,
+        lifetime_s=_URL_S,
+    )
 
 
 @explains_failures

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -17,6 +17,22 @@ class Settings(CommonSettings, frozen=True, kw_only=True):
     download_stall_timeout: Annotated[
         float, msgspec.Meta(gt=0, description="seconds a client may take to accept 4 KiB")
     ] = 60
+    s3_download: Annotated[
+        Literal["proxy", "redirect"],
+        msgspec.Meta(
+            description="`redirect`: clients get files on S3 from S3_ENDPOINT_URL itself, by "
+            "URLs that are good for a minute; they must be able to reach it"
+        ),
+    ] = "proxy"
+    link_secrets: Annotated[
+        tuple[Annotated[str, msgspec.Meta(min_length=32)], ...],
+        msgspec.Meta(
+            description="secrets of signed links, comma-separated, 32 characters or more each; "
+            "the first signs, all verify; empty: no links, or with AUTH_MODE=open links that "
+            "end with the process",
+            extra={"secret": True},
+        ),
+    ] = ()
     verify_rate: Annotated[
         int,
         msgspec.Meta(

@@ -1,10 +1,11 @@
 """The blob store on a file system, local or shared by several processes and machines.
 
 Layout, below one root: ``ab/<id>.part`` grows, ``ab/<id>`` is complete, ``ab/<id>.info`` is
-the sidecar, ``ab/<id>.chunks/`` holds the chunks that came apart from the others, where
-``ab`` are the first two characters of the id. Uploads that share their bytes are hard links of
-one file. ``due/<id>.<seq>`` marks an event that may be unpublished, ``ask/<id>`` asks the
-writer to let go; both directories are nearly empty, so listing them is always cheap.
+the sidecar, ``ab/<id>.chunks/`` holds the chunks that came apart from the others, and
+``ab/<id>.artifacts/`` what was made of the bytes, where ``ab`` are the first two characters of
+the id. Uploads that share their bytes are hard links of one file. ``due/<id>.<seq>`` marks an
+event that may be unpublished, ``ask/<id>`` asks the writer to let go; both directories are
+nearly empty, so that listing them is cheap however many uploads there are.
 
 The writer's right is ``flock`` on the file of bytes: the kernel ends it with the process,
 whatever kills that, and a rename keeps it. Where locks do not reach all machines a lease is
@@ -29,10 +30,12 @@ from shared import sidecar as sidecars
 from shared.blobs import filesystem_listing as listing
 from shared.blobs.disk_threads import DiskThreads
 from shared.blobs.durable import sync_data, sync_directory, write_all
+from shared.blobs.filesystem_artifacts import FOLDER as ARTIFACTS
+from shared.blobs.filesystem_artifacts import FilesystemArtifacts
 from shared.blobs.filesystem_chunks import FilesystemChunk, list_chunks, remove_chunks
 from shared.blobs.filesystem_folder import SHARDS, prepare_folders
 from shared.blobs.filesystem_sharing import create_shared
-from shared.blobs.filesystem_sweep import sweep_leftovers
+from shared.blobs.filesystem_sweep import remove_unborn, sweep_leftovers
 from shared.blobs.filesystem_writer import FilesystemWriter
 from shared.blobs.store import Chunk, Due, FsyncPolicy, Stored, UploadBusy, UploadNotFound
 from shared.leases import Lease, Leases
@@ -88,6 +91,7 @@ class FilesystemStore:
         self.fsync: Final = fsync
         self._leases: Final = leases
         self._threads: Final = DiskThreads(_DISK_THREADS)
+        self.artifacts: Final = FilesystemArtifacts(self)
         prepare_folders(root, synced=fsync != "never")
 
     def is_writable(self) -> bool:
@@ -175,6 +179,11 @@ class FilesystemStore:
             return await self.run(os.open, self.path(upload_id), _READ, undo=os.close)
         except FileNotFoundError:
             raise UploadNotFound(upload_id) from None
+
+    async def url_of(
+        self, upload_id: str, *, disposition: str, content_type: str, lifetime_s: int
+    ) -> None:
+        """Return nothing: files have no URLs."""
 
     async def read_range(self, upload_id: str, start: int, length: int) -> AsyncIterator[bytes]:
         if not sidecars.is_upload_id(upload_id):
@@ -270,7 +279,7 @@ class FilesystemStore:
             raise
 
     def _acquire(self, upload_id: str, lease: Lease | None) -> FilesystemWriter:
-        fd = self._lock(upload_id)
+        fd = self.lock_now(upload_id)
         try:
             record = self.load_now(upload_id)
             if record.is_gone or record.status == "failed":
@@ -283,7 +292,14 @@ class FilesystemStore:
             os.close(fd)
             raise
 
-    def _lock(self, upload_id: str) -> int:
+    def lock_now(self, upload_id: str) -> int:
+        """Return a descriptor of an upload's bytes that locks them. Blocking.
+
+        Raises:
+            UploadBusy: Somebody else has locked them.
+            UploadNotFound: There are none.
+
+        """
         for suffix in (".part", "", ".part", ""):
             try:
                 fd = os.open(
@@ -325,35 +341,17 @@ class FilesystemStore:
         await self.run(unlink)
 
     async def remove_unborn(self, upload_id: str, due: Sequence[Due]) -> None:
-        await self.run(self._remove_unborn, upload_id, due)
-
-    def _remove_unborn(self, upload_id: str, due: Sequence[Due]) -> None:
-        with contextlib.ExitStack() as stack:
-            try:
-                fd = self._lock(upload_id)
-            except UploadBusy:
-                return
-            except UploadNotFound:
-                is_empty = True
-            else:
-                stack.callback(os.close, fd)
-                is_empty = os.fstat(fd).st_size == 0
-            if self.path(upload_id, ".info").exists():  # it has been born meanwhile
-                return
-            if is_empty:  # else somebody has lost a sidecar, and wants the bytes
-                for suffix in (".part", ".info.new"):
-                    self.path(upload_id, suffix).unlink(missing_ok=True)
-            for one in due:
-                self.marker(one).unlink(missing_ok=True)
+        await self.run(remove_unborn, self, upload_id, due)
 
     async def remove_bytes(self, upload_id: str) -> None:
         await self.run(self.unlink_bytes, upload_id)
 
     def unlink_bytes(self, upload_id: str) -> None:
-        """Remove the bytes of an upload, complete or not. Blocking."""
+        """Remove all of an upload but its record. Blocking."""
         for suffix in ("", ".part"):
             self.path(upload_id, suffix).unlink(missing_ok=True)
-        remove_chunks(self.path(upload_id, ".chunks"))
+        for suffix in (".chunks", ARTIFACTS):
+            remove_chunks(self.path(upload_id, suffix))
 
     async def due(self, *, older_than_s: float) -> list[Due]:
         return await self.run(listing.due_events, self.root / "due", time.time() - older_than_s)

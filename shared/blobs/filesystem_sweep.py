@@ -1,4 +1,4 @@
-"""Finds what belongs to no upload in one folder of a file system store. Blocking."""
+"""Finds what belongs to no upload in a file system store, and removes it. Blocking."""
 
 from __future__ import annotations
 
@@ -6,28 +6,36 @@ import contextlib
 import fcntl
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
+from shared.blobs.filesystem_artifacts import FOLDER, UNFINISHED
 from shared.blobs.filesystem_chunks import FRESH, remove_chunks
+from shared.blobs.store import Due, UploadBusy, UploadNotFound
 
-__all__ = ["sweep_leftovers"]
+if TYPE_CHECKING:
+    from shared.blobs.filesystem import FilesystemStore
+
+__all__ = ["remove_unborn", "sweep_leftovers"]
 
 log = structlog.stdlib.get_logger(__name__)
 
 _ALWAYS_TEMPORARY: Final = (".info.new", ".share")
+_HALVES: Final = {".chunks": FRESH, FOLDER: UNFINISHED}
+"""What the names of files begin with that are not whole yet, by the suffix of their folder."""
 
 
 def sweep_leftovers(folder: Path, before: float, dry_run: bool) -> list[str]:
     """Remove what is old and of no use any more; return its names.
 
-    That is: bytes and chunks without a record, new records and links that were never put in
-    place, chunks that were never committed, and chunks of uploads that have ended. Complete
-    files without a record stay, and are told in the log: somebody has lost the record, and
-    wants the file. Unless another upload shares the bytes: then a crash has left the link.
+    That is: bytes, chunks and artifacts without a record, new records and links that were
+    never put in place, chunks and artifacts that were never whole, and chunks of uploads that
+    have ended. Complete files without a record stay, and are told in the log: somebody has lost
+    the record, and wants the file. Unless another upload shares the bytes: then a crash has
+    left the link.
 
     Args:
         folder: One of the store's folders of uploads.
@@ -53,8 +61,9 @@ def _leftovers(folder: Path, before: float) -> Iterator[Path]:
         if is_temporary or not record.exists() or _has_ended(path):
             if _is_old(path, before):
                 yield path
-        elif path.suffix == ".chunks":
-            yield from (one for one in path.glob(f"{FRESH}*") if _is_old(one, before))
+        elif path.suffix in _HALVES:
+            halves = path.glob(f"{_HALVES[path.suffix]}*")
+            yield from (one for one in halves if _is_old(one, before))
 
 
 def _has_ended(path: Path) -> bool:
@@ -93,3 +102,24 @@ def _remove(path: Path) -> bool:
     finally:
         os.close(fd)
     return True
+
+
+def remove_unborn(store: FilesystemStore, upload_id: str, due: Sequence[Due]) -> None:
+    """Do what ``BlobStore.remove_unborn`` says."""
+    with contextlib.ExitStack() as stack:
+        try:
+            fd = store.lock_now(upload_id)
+        except UploadBusy:
+            return
+        except UploadNotFound:
+            is_empty = True
+        else:
+            stack.callback(os.close, fd)
+            is_empty = os.fstat(fd).st_size == 0
+        if store.path(upload_id, ".info").exists():  # it has been born meanwhile
+            return
+        if is_empty:  # else somebody has lost a sidecar, and wants the bytes
+            for suffix in (".part", ".info.new"):
+                store.path(upload_id, suffix).unlink(missing_ok=True)
+        for one in due:
+            store.marker(one).unlink(missing_ok=True)

@@ -13,16 +13,16 @@ something is: all of it is asked of the server, whose clock decides.
 
 from __future__ import annotations
 
-import asyncio
 import errno
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import aclosing
 from functools import partial
 from typing import Final
 
 import structlog
 
 from shared import sidecar as sidecars
+from shared.blobs.s3_artifacts import S3Artifacts
 from shared.blobs.s3_bytes import read_pieces
 from shared.blobs.s3_calls import NoSuchObject, Outdated, S3Failed, S3Options
 from shared.blobs.s3_chunks import S3Chunk, list_chunks
@@ -32,9 +32,9 @@ from shared.blobs.s3_keys import Keys
 from shared.blobs.s3_sweep import sweep_leftovers
 from shared.blobs.s3_view import load, look
 from shared.blobs.s3_writer import S3Writer
-from shared.blobs.store import Chunk, Due, Stored, UploadBusy, UploadNotFound
+from shared.blobs.store import Chunk, Due, Stored, UploadNotFound
 from shared.errors import StartupError
-from shared.leases import Lease, Leases
+from shared.leases import Leases
 from shared.sidecar import Sidecar, SidecarDamaged
 
 __all__ = ["S3Store"]
@@ -44,9 +44,6 @@ log = structlog.stdlib.get_logger(__name__)
 _PIECE: Final = 1024 * 1024
 _BATCH: Final = 256
 """Uploads that a walk looks at between two pages of its own."""
-_PLACING_TRIES: Final = 400
-_PLACING_S: Final = 0.05
-"""How often, and how long after a try, a chunk waits for one that has come to its place."""
 _UNBORN_S: Final = 600.0
 """How long a creation may take: longer than its calls are tried again."""
 
@@ -75,11 +72,12 @@ class S3Store:
         part_size: int,
         parallel_parts: int = 4,
     ) -> None:
+        self.artifacts: Final = S3Artifacts(self)
         self.client: Final = S3Client(options)
         self.keys: Final = Keys(prefix)
         self.part_size: Final = part_size
         self.parallel_parts: Final = parallel_parts
-        self._leases: Final = leases
+        self.leases: Final = leases
 
     async def open(self) -> None:
         await self.client.open()
@@ -112,6 +110,16 @@ class S3Store:
     async def open_blob(self, upload_id: str) -> None:
         if await self.client.size_of(self.keys.blob(upload_id)) is None:
             raise UploadNotFound(upload_id)
+
+    async def url_of(
+        self, upload_id: str, *, disposition: str, content_type: str, lifetime_s: int
+    ) -> str:
+        return await self.client.url_of(
+            self.keys.blob(upload_id),
+            disposition=disposition,
+            content_type=content_type,
+            lifetime_s=lifetime_s,
+        )
 
     async def read_range(self, upload_id: str, start: int, length: int) -> AsyncIterator[bytes]:
         """Yield bytes; see ``BlobStore``.
@@ -153,31 +161,6 @@ class S3Store:
 
     async def chunks(self, upload_id: str) -> list[Chunk]:
         return await list_chunks(self.client, self.keys, upload_id)
-
-    @asynccontextmanager
-    async def placing(self, upload_id: str, index: int) -> AsyncIterator[None]:
-        """Let one at a time decide who has the place of a chunk, where the server cannot.
-
-        Raises:
-            S3Failed: Somebody else takes too long.
-            LeaseUnavailable: Redis is away.
-
-        """
-        if self.client.conditional:
-            yield
-            return
-        lease = await self._await_lease(f"{upload_id}.{index}")
-        try:
-            yield
-        finally:
-            await lease.release()
-
-    async def _await_lease(self, name: str) -> Lease:
-        for _ in range(_PLACING_TRIES):
-            with suppress(UploadBusy):
-                return await self._leases.acquire(name)
-            await asyncio.sleep(_PLACING_S)
-        raise S3Failed(errno.EBUSY, "somebody else commits this chunk")
 
     # Writing.
 
@@ -253,7 +236,7 @@ class S3Store:
             raise UploadNotFound(upload_id)
         least_fence = 0
         while True:
-            lease = await self._leases.acquire(upload_id, least_fence=least_fence)
+            lease = await self.leases.acquire(upload_id, least_fence=least_fence)
             try:
                 view = await look(self.client, self.keys, upload_id)
                 if view.sidecar.status == "failed":
@@ -268,10 +251,10 @@ class S3Store:
     # Handing over.
 
     async def ask_release(self, upload_id: str) -> None:
-        await self._leases.ask(upload_id)
+        await self.leases.ask(upload_id)
 
     async def release_asked(self) -> set[str]:
-        return self._leases.asked()
+        return self.leases.asked()
 
     # The outbox.
 
@@ -305,18 +288,26 @@ class S3Store:
         await self._remove_but(upload_id, {self.keys.info(upload_id)})
 
     async def remove_scaffold(self, upload_id: str) -> None:
-        """Remove all but the record and the bytes of a finished upload."""
+        """Remove all but the record, the bytes and the artifacts of a finished upload."""
         kept = {self.keys.blob(upload_id), self.keys.info(upload_id)}
-        jobs = [partial(self._abort_all, upload_id), partial(self._remove_but, upload_id, kept)]
+        made = self.keys.artifacts(upload_id)  # may be on their way already
+        jobs = [
+            partial(self._abort_all, upload_id, but=made),
+            partial(self._remove_but, upload_id, kept, but=made),
+        ]
         await self.client.each(jobs)
 
-    async def _abort_all(self, upload_id: str) -> None:
+    async def _abort_all(self, upload_id: str, *, but: str | None = None) -> None:
         uploads = await self.client.uploads(self.keys.blob(upload_id))
-        await self.client.each([partial(self.client.abort, at, one) for at, one, _ in uploads])
+        doomed = [(at, one) for at, one, _ in uploads if but is None or not at.startswith(but)]
+        await self.client.each([partial(self.client.abort, at, one) for at, one in doomed])
 
-    async def _remove_but(self, upload_id: str, kept: set[str]) -> None:
+    async def _remove_but(
+        self, upload_id: str, kept: set[str], *, but: str | None = None
+    ) -> None:
         listed = await self.client.list_all(self.keys.blob(upload_id))
-        rest = [one.key for one in listed if one.key not in kept]
+        doomed = [one.key for one in listed if but is None or not one.key.startswith(but)]
+        rest = [key for key in doomed if key not in kept]
         await self.client.remove([*rest, self.keys.open_mark(upload_id)])
 
     # All uploads.

@@ -174,6 +174,23 @@ class S3Calls:
             await asyncio.sleep(wait_s)
             pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
 
+    async def sign(self, operation: str, /, lifetime_s: int, **arguments: Any) -> str:
+        """Return a URL that stands for a call, for so many seconds; calls nobody.
+
+        Raises:
+            S3Failed: There are no keys to sign it with.
+
+        """
+        try:
+            url: str = await self._client.generate_presigned_url(
+                operation,
+                Params={"Bucket": self.options.bucket, **arguments},
+                ExpiresIn=lifetime_s,
+            )
+        except FAILURES as exc:
+            raise error_of(operation, exc) from exc
+        return url
+
 
 @functools.cache
 def _session() -> Any:

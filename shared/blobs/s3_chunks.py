@@ -8,20 +8,23 @@ is too large for memory and still being received.
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import re
 import secrets
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from shared.blobs.s3_calls import NoSuchObject, Outdated
+from shared.blobs.s3_calls import NoSuchObject, Outdated, S3Failed
 from shared.blobs.s3_client import S3Client
 from shared.blobs.s3_join import Source, join
 from shared.blobs.s3_keys import Keys, Listed
 from shared.blobs.s3_parts import MAX_PARTS
 from shared.blobs.s3_sending import PartSender
-from shared.blobs.store import Chunk, UploadNotFound
+from shared.blobs.store import Chunk, UploadBusy, UploadNotFound
+from shared.leases import Lease, Leases
 
 if TYPE_CHECKING:
     from shared.blobs.s3 import S3Store
@@ -31,6 +34,9 @@ __all__ = ["CLAIM", "FRESH", "S3Chunk", "chunk_key", "list_chunks"]
 CLAIM: Final = ".claim"
 FRESH: Final = "new-"
 _NAME: Final = re.compile(r"([0-9]{6})-([0-9a-f]{64})")
+_PLACING_TRIES: Final = 400
+_PLACING_S: Final = 0.05
+"""How often, and how long after a try, a chunk waits for one that has come to its place."""
 
 
 def chunk_key(keys: Keys, upload_id: str, index: int, digest: str) -> str:
@@ -90,13 +96,20 @@ class S3Chunk:
     """Implements ``ChunkWriter``; see there for the promises.
 
     Up to a part's worth of bytes is held in memory; more goes to the server part by part.
+
+    Args:
+        store: Which has made it.
+        upload_id: Where it will most likely belong.
+        key: Where the bytes are to stay, if they are no chunk; empty: nowhere yet.
+
     """
 
-    def __init__(self, store: S3Store, upload_id: str) -> None:
+    def __init__(self, store: S3Store, upload_id: str, *, key: str = "") -> None:
         self._store: Final = store
         self._client: Final = store.client
         self._keys: Final = store.keys
-        self._key: Final = f"{store.keys.chunks(upload_id)}{FRESH}{secrets.token_hex(8)}"
+        fresh = f"{store.keys.chunks(upload_id)}{FRESH}{secrets.token_hex(8)}"
+        self._key: Final = key or fresh
         self._least: Final = store.part_size
         self._sender: Final = PartSender(
             store.client, self._key, _anybody, store.parallel_parts
@@ -137,7 +150,7 @@ class S3Chunk:
 
     async def commit(self, upload_id: str, index: int, digest: str) -> Chunk:
         try:
-            async with self._store.placing(upload_id, index):
+            async with _placing(self._store, upload_id, index):
                 chunk = await self._place(upload_id, index, digest)
             await self._client.put(self._keys.touch(upload_id), b"")
             await self._check_wanted(upload_id)
@@ -192,6 +205,14 @@ class S3Chunk:
         await self._client.complete(self._key, self._multipart_id, parts, self.size)
         self._staged = True
 
+    async def keep(self) -> None:
+        """Make the bytes an object that stays, under the key that was given."""
+        if self._multipart_id:
+            await self.stage()
+            self._multipart_id, self._staged = "", False
+        else:
+            await self._client.put(self._key, b"".join(self._held))
+
     async def content(self) -> AsyncGenerator[list[bytes], None]:
         """Yield the bytes of a chunk that was not committed."""
         if not self._multipart_id:
@@ -209,6 +230,33 @@ class S3Chunk:
             await self._client.remove([self._key])
         elif multipart_id:
             await self._client.abort(self._key, multipart_id)
+
+
+@asynccontextmanager
+async def _placing(store: S3Store, upload_id: str, index: int) -> AsyncIterator[None]:
+    """Let one at a time decide who has the place of a chunk, where the server cannot.
+
+    Raises:
+        S3Failed: Somebody else takes too long.
+        LeaseUnavailable: Redis is away.
+
+    """
+    if store.client.conditional:
+        yield
+        return
+    lease = await _await_lease(store.leases, f"{upload_id}.{index}")
+    try:
+        yield
+    finally:
+        await lease.release()
+
+
+async def _await_lease(leases: Leases, name: str) -> Lease:
+    for _ in range(_PLACING_TRIES):
+        with suppress(UploadBusy):
+            return await leases.acquire(name)
+        await asyncio.sleep(_PLACING_S)
+    raise S3Failed(errno.EBUSY, "somebody else commits this chunk")
 
 
 def _anybody() -> None:

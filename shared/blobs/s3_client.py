@@ -59,20 +59,31 @@ class S3Client(S3Calls):
             chunks.append(chunk)
         return b"".join(chunks), etag
 
-    async def stream(self, key: str, start: int, length: int) -> AsyncGenerator[bytes, None]:
+    async def stream(
+        self, key: str, start: int, length: int, *, etag: str = ""
+    ) -> AsyncGenerator[bytes, None]:
         """Yield bytes of an object in pieces of at most 1 MiB, as fast as they are taken.
 
         Yields fewer if there are fewer. A connection that breaks is made up for.
+
+        Args:
+            key: Of the object.
+            start: Offset of the first byte.
+            length: How many.
+            etag: Of the object that is meant; empty: the one that is there.
+
+        Raises:
+            Outdated: It is another one.
+
         """
-        async with aclosing(self._pieces(key, start, length)) as pieces:
+        async with aclosing(self._pieces(key, start, length, etag)) as pieces:
             async for chunk, _ in pieces:
                 yield chunk
 
     async def _pieces(
-        self, key: str, start: int, length: int | None
+        self, key: str, start: int, length: int | None, etag: str = ""
     ) -> AsyncGenerator[tuple[bytes, str], None]:
         deadline = time.monotonic() + self.options.patience_s
-        etag = ""
         while length is None or length > 0:
             last = "" if length is None else start + length - 1
             ranged: dict[str, Any] = {}
@@ -150,6 +161,24 @@ class S3Client(S3Calls):
             return etag
         return str(answer["ETag"])
 
+    async def url_of(
+        self, key: str, *, disposition: str, content_type: str, lifetime_s: int
+    ) -> str:
+        """Return a URL at which anybody gets an object for so many seconds; calls nobody.
+
+        Raises:
+            S3Failed: There are no keys to sign it with.
+
+        """
+        return await self.sign(
+            "get_object",
+            lifetime_s,
+            Key=key,
+            ResponseContentDisposition=disposition,
+            ResponseContentType=content_type,
+            ResponseCacheControl="private, no-store",
+        )
+
     def copy_source(self, key: str) -> dict[str, str]:
         """Return how a copy names the object that it takes."""
         return {"Bucket": self.options.bucket, "Key": key}
@@ -208,7 +237,12 @@ class S3Client(S3Calls):
         while True:
             answer = await self.call("list_objects_v2", Prefix=prefix, **more)
             yield [
-                Listed(one["Key"], one["Size"], one["LastModified"].timestamp())
+                Listed(
+                    one["Key"],
+                    one["Size"],
+                    one["LastModified"].timestamp(),
+                    one.get("ETag", "").strip('"'),
+                )
                 for one in answer.get("Contents", ())
             ]
             if not answer.get("IsTruncated"):

@@ -3,10 +3,10 @@
 Below the store's prefix: ``<id>.info`` is the sidecar, ``<id>`` the bytes once they are all
 there, ``<id>.tail.<turn>.<start>`` a piece of an unfinished upload, ``<id>.parts.<turn>`` its
 layout as of that turn (the newest one counts), ``<id>.chunks/…`` what came apart from the
-others and ``<id>.touch`` when the last of it came. ``open/<id>`` says that an upload is
-unfinished, ``due/<id>.<seq>`` marks an event that may be unpublished, ``notes/<name>`` holds a
-text. All of one upload but those marks begins with its id, so that one listing tells everything
-about it.
+others, ``<id>.touch`` when the last of it came, and ``<id>.artifacts/…`` what was made of it.
+``open/<id>`` says that an upload is unfinished, ``due/<id>.<seq>`` marks an event that may be
+unpublished, ``notes/<name>`` holds a text. All of one upload but those marks begins with its
+id, so that one listing tells everything about it.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ class Listed(msgspec.Struct, frozen=True, order=True):
     size: int
     modified_at: float
     """By the server's clock; UTC, seconds since the epoch."""
+    tag: str = ""
+    """The ETag, without its quotes."""
 
 
 class Keys:
@@ -66,6 +68,10 @@ class Keys:
     def chunks(self, upload_id: str) -> str:
         """Return what the keys of an upload's chunks begin with."""
         return f"{self.blob(upload_id)}.chunks/"
+
+    def artifacts(self, upload_id: str) -> str:
+        """Return what the keys of an upload's artifacts begin with."""
+        return f"{self.blob(upload_id)}.artifacts/"
 
     def piece(self, upload_id: str, piece: Piece) -> str:
         """Return the key of a piece."""

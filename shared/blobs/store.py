@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from shared.blobs.artifacts import Artifacts
 from shared.sidecar import Sidecar
 
 __all__ = [
@@ -155,7 +156,7 @@ class BlobWriter(Protocol):
         """
 
     async def bury(self, tombstone: Sidecar) -> list[Due]:
-        """Record the end of the upload durably, then remove its bytes and chunks.
+        """Record the end of the upload durably, then remove its bytes, chunks and artifacts.
 
         The record of a failed upload stays to be read; of others only the tombstone is left.
         """
@@ -208,6 +209,10 @@ class BlobWriter(Protocol):
 
 class BlobStore(Protocol):
     """All uploads. Every method may raise ``OSError`` when the store itself fails."""
+
+    @property
+    def artifacts(self) -> Artifacts:
+        """What was made of the bytes of complete uploads; goes with them."""
 
     @property
     def shares(self) -> bool:
@@ -294,6 +299,21 @@ class BlobStore(Protocol):
 
         """
 
+    async def url_of(
+        self, upload_id: str, *, disposition: str, content_type: str, lifetime_s: int
+    ) -> str | None:
+        """Return a URL at which anybody gets the bytes of a complete upload for a while.
+
+        ``None``: this store serves nobody. Whether the bytes are there is not looked at.
+
+        Args:
+            upload_id: Of the upload.
+            disposition: Content-Disposition that they are served with.
+            content_type: Content-Type that they are served with.
+            lifetime_s: Seconds within which a download must begin.
+
+        """
+
     async def acquire(self, upload_id: str) -> BlobWriter:
         """Take the exclusive right to write, across all processes on this store.
 
@@ -356,13 +376,13 @@ class BlobStore(Protocol):
         """
 
     async def remove_bytes(self, upload_id: str) -> None:
-        """Remove the bytes and chunks that a crash left beside a tombstone."""
+        """Remove the bytes, chunks and artifacts that a crash left beside a tombstone."""
 
     async def sweep_leftovers(self, *, older_than_s: float, dry_run: bool) -> list[str]:
         """Remove what belongs to no upload and is so old; return what that was, for a log.
 
-        That is: bytes and chunks without a record, temporary files, multipart uploads that
-        nobody owns. A dry run only tells.
+        That is: bytes, chunks and artifacts without a record, temporary files, multipart
+        uploads that nobody owns. A dry run only tells.
         """
 
     async def note(self, name: str) -> str:

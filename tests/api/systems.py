@@ -124,6 +124,7 @@ def separate(redis: RedisServer, folder: Path) -> Iterator[System]:
         "DATA_DIR": str(folder / "data"),
         "AUTH_MODE": "required",
         "AUTH_JWT_SECRET": SECRET,
+        "LINK_SECRETS": SECRET.replace(",", ""),
         **LIMITS,
     }
     parts = {

@@ -61,6 +61,11 @@ REACHED: Final = {
     "GET /api/v1/storage/{file_id}": {200, 404},
     "GET /api/v1/storage/{file_id}/meta": {200, 404},
     "DELETE /api/v1/storage/{file_id}": {204, 404},
+    "POST /api/v1/storage/{file_id}/links": {201, 400, 404},
+    "DELETE /api/v1/storage/{file_id}/links": {204, 404},
+    "GET /api/v1/storage/{file_id}/shared": {403},
+    "GET /api/v1/storage/{file_id}/artifacts": {200, 404},
+    "GET /api/v1/storage/{file_id}/artifacts/{name}": {404},
 }
 """What the requests must come to, so that they prove something."""
 

@@ -12,7 +12,7 @@ from tests.architecture import rules
 
 ROOT: Final = Path(__file__).parents[2]
 
-SHARED_LINES: Final = 11_800
+SHARED_LINES: Final = 12_100
 """All of ``shared/``: the wire contract, the bus, the blob store and what guards the doors.
 Raising it takes a decision record."""
 FILE_LINES: Final = 400
@@ -42,7 +42,12 @@ PURE: Final = (
     "services.ingest.ietf",
     "services.ingest.structured_fields",
     "services.ingest.tus",
+    "services.storage.conditions",
+    "services.storage.content_types",
     "services.storage.disposition",
+    "services.storage.link_tokens",
+    "services.storage.multipart",
+    "services.storage.repr_digest",
     "services.storage.paging",
     "services.storage.ranges",
     "services.storage.record",

@@ -34,9 +34,10 @@ class Reaper:
     def __call__(self, event: str, args: tuple[Any, ...]) -> None:
         """Be told by the interpreter what it is about to do."""
         writes = event == "open" and args[2] & (os.O_WRONLY | os.O_RDWR)
-        if not writes and event not in {"os.rename", "os.remove"}:
+        if not writes and event not in {"os.rename", "os.remove", "os.rmdir"}:
             return
-        if not str(args[0]).startswith(self._folder):
+        path = str(args[0])  # what is not absolute is in a folder that is being removed
+        if path.startswith("/") and not path.startswith(self._folder):
             return
         self._left -= 1
         if not self._left:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Final
 
 import jwt
 import redis
+from msgspec.structs import replace
 
 from shared import events
 from shared.blobs.store import BlobStore
@@ -22,7 +24,16 @@ from shared.sidecar import Sidecar, encode, new_id
 from shared.streams import event_stream, partition_of
 from shared.times import now_ms
 
-__all__ = ["SECRET", "lifecycle", "put_file", "token_of", "tombstone_of", "traces"]
+__all__ = [
+    "SECRET",
+    "lifecycle",
+    "put_artifact",
+    "put_copy",
+    "put_file",
+    "token_of",
+    "tombstone_of",
+    "traces",
+]
 
 SECRET: Final = "0123456789abcdef0123456789abcdef"
 """Signs the tokens of these tests."""
@@ -99,6 +110,30 @@ async def put_file(
     finally:
         await writer.close()
     for one in due if announced else ():
+        await store.mark_published(one, last=False)
+    return upload_id
+
+
+async def put_artifact(store: BlobStore, file_id: str, content: bytes = b"small") -> None:
+    """Keep a thumbnail of a file, as a worker does."""
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield content
+
+    await store.artifacts.put(file_id, "thumb.jpg", pieces())
+
+
+async def put_copy(store: BlobStore, original_id: str, *, user_id: str = "local") -> str:
+    """Keep a file that has the bytes of another one; return its id. Nothing is announced."""
+    original, upload_id, now = await store.load(original_id), new_id(), now_ms()
+    facts = replace(original.facts, user_id=user_id)
+    created = UploadCreated(upload_id=upload_id, seq=1, at=now, upload=facts)
+    event = UploadCompleted(
+        upload_id=upload_id, seq=2, at=now, upload=facts, offset=facts.size or 0
+    )
+    sidecar = Sidecar(upload_id=upload_id, status="created", facts=facts, outbox=(created,))
+    done = sidecar.after("completed", event, completed_at=now, original_id=original_id)
+    for one in await store.create_shared(done, original_id):
         await store.mark_published(one, last=False)
     return upload_id
 

@@ -31,7 +31,14 @@ from shared.sidecar import SidecarDamaged
 from tests.processes import ROOT, RedisServer, ServiceProcess, running, wait_until
 from tests.shared.waiting import eventually
 from tests.storage import delete_once
-from tests.storage.stored_files import lifecycle, put_file, tombstone_of, traces
+from tests.storage.stored_files import (
+    lifecycle,
+    put_artifact,
+    put_copy,
+    put_file,
+    tombstone_of,
+    traces,
+)
 
 CONTENT: Final = b"some bytes of a file"
 LOCAL: Final = Principal("local", "local", "local", frozenset(), None)
@@ -274,15 +281,21 @@ async def test_delete_killed_at_each_step(
     redis_server: RedisServer,
     data_dir: Path,
 ) -> None:
-    """Wherever SIGKILL hits, the file is whole or gone for good, and then it is told."""
+    """Wherever SIGKILL hits, the file is whole or gone for good, and then it is told.
+
+    What was made of it goes with it, and who shares its bytes keeps them.
+    """
     url = redis_server.url
     slots = asyncio.Semaphore(4)
 
     async def outcome_at(step: int) -> tuple[str, int]:
         file_id = await put_file(store, CONTENT)
+        await put_artifact(store, file_id)
+        copy_id = await put_copy(store, file_id)
         async with slots:
             steps = await asyncio.to_thread(delete_and_die, data_dir, url, file_id, step)
         await outbox.sweep(older_than_s=0)
+        assert store.path(copy_id).read_bytes() == CONTENT
         try:
             await files.find(file_id, LOCAL)
         except NotFound:
@@ -291,6 +304,7 @@ async def test_delete_killed_at_each_step(
             assert {event.seq for event in lifecycle(url, file_id)} == {4}
             return "gone", len(steps)
         assert store.path(file_id).read_bytes() == CONTENT
+        assert [one.name for one in await store.artifacts.all(file_id)] == ["thumb.jpg"]
         assert lifecycle(url, file_id) == []
         await files.delete(file_id, LOCAL)
         return "there", len(steps)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -14,6 +16,8 @@ import pytest
 from shared.blobs.filesystem import FilesystemStore
 from shared.blobs.store import UploadBusy
 from shared.sidecar import new_id
+from tests.processes import ROOT
+from tests.shared.blobs import share_in_the_middle
 from tests.shared.blobs.conformance import OpenStore, finished, writing
 from tests.shared.blobs.sharing_conformance import SIZE, SharingConformance, filled
 from tests.shared.samples import new_sidecar
@@ -74,3 +78,20 @@ async def test_a_link_without_a_record_is_swept(open_store: OpenStore, data_dir:
     assert not link.exists()
     assert (data_dir / lone[:2] / lone).exists()
     assert (await store.read(original)).visible
+
+
+async def test_sharing_what_is_deleted_on_a_full_disk(
+    open_store: OpenStore, data_dir: Path
+) -> None:
+    """To make room for a tombstone, no bytes go that another upload has come to share."""
+    original = await filled(open_store(), os.urandom(SIZE))
+    link = data_dir / original[:2] / new_id()
+    done = subprocess.run(
+        [sys.executable, share_in_the_middle.__file__, str(data_dir), original, str(link)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == f"{SIZE} True"

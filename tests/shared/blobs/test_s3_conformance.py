@@ -10,6 +10,7 @@ from shared.blobs.s3 import S3Store
 from shared.blobs.store import BlobStore
 from shared.sidecar import new_id
 from tests.s3_servers import S3Server, options_of
+from tests.shared.blobs.artifact_conformance import ArtifactConformance
 from tests.shared.blobs.chunk_conformance import ChunkConformance
 from tests.shared.blobs.conformance import BlobStoreConformance, OpenStore
 from tests.shared.blobs.memory_leases import MemoryLeases, Registry
@@ -45,3 +46,7 @@ class TestS3Chunks(ChunkConformance):
 
 class TestS3Sharing(SharingConformance):
     """The promises about bytes that several uploads have; here each has a copy."""
+
+
+class TestS3Artifacts(ArtifactConformance):
+    """The promises about what is made of the bytes, with those too large for one part."""
