@@ -11,6 +11,7 @@ from typing import Final
 
 from bench import (
     dashboard,
+    download,
     duplicates,
     fanout,
     form,
@@ -39,6 +40,7 @@ _BENCHMARKS: Final[dict[str, Callable[[int], str]]] = {
     "duplicates": duplicates.report,
     "form": form.report,
     "s3": s3.report,
+    "download": download.report,
 }
 
 

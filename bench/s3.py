@@ -34,10 +34,10 @@ from bench.processes import ROOT, free_port, scratch, started
 from bench.tus_servers import ingest
 from bench.wire import Connection
 
-__all__ = ["report"]
+__all__ = ["BUCKET", "credentials", "report", "s3_server", "store_settings"]
 
 _SIZE: Final = 256 * MIB
-_BUCKET: Final = "bench"
+BUCKET: Final = "bench"
 _KEYS: Final = {"access_key_id": "bench", "secret_access_key": "bench-secret"}
 _REGION: Final = "us-east-1"
 
@@ -59,7 +59,7 @@ def report(repeat: int) -> str:
         for _ in range(repeat):
             for name, measure in ways.items():
                 settle()
-                with _s3_server() as url:
+                with s3_server() as url:
                     runs[name].append(measure(url, content))
     bound = [one.mb_per_s for one in next(iter(runs.values()))]
     rows = [["subject", "MB/s", "x bound", "CPU s", "peak MiB"]]
@@ -76,7 +76,7 @@ def report(repeat: int) -> str:
 
 
 @contextmanager
-def _s3_server() -> Iterator[str]:
+def s3_server() -> Iterator[str]:
     """Yield the URL of a new server with an empty bucket."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
@@ -93,24 +93,36 @@ def _s3_server() -> Iterator[str]:
             aws_access_key_id=_KEYS["access_key_id"],
             aws_secret_access_key=_KEYS["secret_access_key"],
         )
-        client.create_bucket(Bucket=_BUCKET)
+        client.create_bucket(Bucket=BUCKET)
         client.close()
         yield url
 
 
-def _settings(prefix: str) -> Mapping[str, str]:
+def credentials(prefix: str) -> Mapping[str, str]:
     """Return credentials and region as variables, those of ingest or of botocore."""
     named = {f"{prefix}_{name}".upper(): value for name, value in _KEYS.items()}
     return {**named, ("S3_REGION" if prefix == "s3" else "AWS_DEFAULT_REGION"): _REGION}
 
 
+def store_settings(url: str) -> Mapping[str, str]:
+    """Return what a service is told of the server."""
+    return {
+        "BLOB_STORE": f"s3://{BUCKET}/uploads",
+        "S3_ENDPOINT_URL": url,
+        "S3_PART_SIZE": str(PART_SIZE),
+        "S3_PARALLEL_PARTS": str(PARALLEL),
+        "S3_CHECKSUMS": CHECKSUMS,
+        **credentials("s3"),
+    }
+
+
 def _bound(url: str, content: Payload) -> _Run:
-    argv = [sys.executable, "-m", "bench.bounds.s3_multipart", url, _BUCKET, str(content.path)]
+    argv = [sys.executable, "-m", "bench.bounds.s3_multipart", url, BUCKET, str(content.path)]
     with starting_on(SERVER_CORE):
         process = subprocess.Popen(
             argv,
             cwd=ROOT,
-            env={**os.environ, **_settings("aws")},
+            env={**os.environ, **credentials("aws")},
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -122,15 +134,7 @@ def _bound(url: str, content: Payload) -> _Run:
 
 
 def _ingest(url: str, content: Payload) -> _Run:
-    settings = {
-        "BLOB_STORE": f"s3://{_BUCKET}/uploads",
-        "S3_ENDPOINT_URL": url,
-        "S3_PART_SIZE": str(PART_SIZE),
-        "S3_PARALLEL_PARTS": str(PARALLEL),
-        "S3_CHECKSUMS": CHECKSUMS,
-        **_settings("s3"),
-    }
-    with scratch() as data, ingest(settings).start(data) as server:
+    with scratch() as data, ingest(store_settings(url)).start(data) as server:
         client = Connection(server.port)
         client.append(client.create("/api/v1/uploads", 1), b"x")  # waits for the first lease
         cpu = cpu_seconds(server.pid)

@@ -91,3 +91,14 @@ def test_idle_and_stalled_sockets_are_weighed() -> None:
     page = _run("stalled")
     assert _cells(page, "one upload")[-1] == "50"
     assert _cells(page, "dashboard, 1,000 uploads")[-1] == "10"
+
+
+@pytest.mark.slow
+def test_downloads_are_measured() -> None:
+    """A client that was refused, or got less than it asked for, would be fast."""
+    page = _run("download")
+
+    rows = re.findall(r"^\| [^|]* \| storage \| ([0-9.,]+) \| ([0-9.,]+) ", page, re.MULTILINE)
+    assert len(rows) == 3
+    assert all(_number(cell) > 0 for row in rows for cell in row)
+    assert _number(_cells(page, "storage")[0]) > 0
