@@ -2,7 +2,7 @@
 # Installs the system packages that some tests need. Needs root (or sudo) on Debian or Ubuntu;
 # elsewhere it says what to install by hand. Tests that miss one are skipped with the reason.
 set -eu
-packages="redis-server strace curl python3-venv clamav-daemon chromium"
+packages="redis-server strace curl wget aria2 nginx-light python3-venv clamav-daemon chromium"
 command -v node >/dev/null 2>&1 && command -v npm >/dev/null 2>&1 || packages="$packages nodejs npm"
 missing=""
 for package in $packages; do
