@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 
 from aiohttp import hdrs, web
@@ -40,6 +41,7 @@ def require_loopback(mode: str, bind_host: str | None) -> None:
         )
 
 
+@functools.lru_cache(256)
 def is_loopback(host: str) -> bool:
     """Whether a host, by name or address, is this machine and no other."""
     try:

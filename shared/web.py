@@ -5,9 +5,10 @@ Errors are ``application/problem+json`` (RFC 9457) with the members of seed docu
 
 from __future__ import annotations
 
+import random
 import re
+import secrets
 import time
-import uuid
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import Any, Final
@@ -56,11 +57,19 @@ def json_response(
     )
 
 
+_request_ids: Final = random.Random(secrets.randbits(256))  # noqa: S311 - no secrets
+
+
+def _new_request_id() -> str:
+    """Return 128 bits that nobody else has. No secret: the system's source takes 50 µs."""
+    return f"{_request_ids.getrandbits(128):032x}"
+
+
 @web.middleware
 async def _account(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Give the request an id, bind ids to its logs, and write one line when it is done."""
     given = request.headers.get("X-Request-ID", "")
-    request_id = given if _ID_FORM.fullmatch(given) else uuid.uuid4().hex
+    request_id = given if _ID_FORM.fullmatch(given) else _new_request_id()
     request[_REQUEST_ID] = request_id
     started = time.perf_counter()
     status = 500
@@ -99,7 +108,7 @@ def _subject(request: web.Request) -> dict[str, str]:
 
 async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
     # Without an id: refused before the middlewares, for what its Expect says.
-    response.headers["X-Request-ID"] = request.get(_REQUEST_ID) or uuid.uuid4().hex
+    response.headers["X-Request-ID"] = request.get(_REQUEST_ID) or _new_request_id()
 
 
 _FORM: Final = "__refuses_by__"

@@ -15,7 +15,7 @@ __all__ = ["SECTIONS"]
 
 _PATH: Final = "/api/v1/storage/{file_id}"
 _ID: Final = Parameter("file_id", "path", uuid.UUID, "Id of the upload that became the file.")
-_BYTES: Final = {"*/*": {"description": "the bytes, in the type that the upload declared"}}
+_BYTES: Final = {"*/*": {"description": "the bytes, in the type that they are found to have"}}
 
 _CONDITIONS: Final = (
     Parameter(
@@ -34,8 +34,9 @@ _RANGE: Final = (
         "Range",
         "header",
         str,
-        "One range of bytes, such as `bytes=0-1023`, `bytes=1024-` or `bytes=-500`; of "
-        "several ranges the answer is the whole file.",
+        "Ranges of bytes, such as `bytes=0-1023`, `bytes=1024-` or `bytes=-500`. Several are "
+        "separated by commas; those that overlap or touch are sent as one, and of more than "
+        "50 the answer is the whole file.",
         always=False,
     ),
     Parameter(
@@ -46,8 +47,15 @@ _RANGE: Final = (
         always=False,
     ),
 )
+_WISH: Final = Parameter(
+    "Want-Repr-Digest",
+    "header",
+    str,
+    "Which digest of the whole file is preferred (RFC 9530); 0 is not wanted.",
+    always=False,
+)
 _VALIDATORS: Final = (
-    Header("ETag", str, "Strong; the bytes under an id never change"),
+    Header("ETag", str, "Strong: the SHA-256 once it is known; the former one stays good"),
     Header("Last-Modified", str, "When the upload was complete"),
     Header("Accept-Ranges", str, "`bytes`"),
     Header("Cache-Control", str, "Kept by nobody but the caller"),
@@ -57,8 +65,14 @@ _FILE: Final = (
     Header("Content-Disposition", str, "The file's name (RFC 6266); `attachment` unless safe"),
     Header("Content-Security-Policy", str, "The file cannot act on the page that shows it"),
     Header("X-Content-Type-Options", str, "`nosniff`"),
+    Header("Repr-Digest", str, "Digest of the whole file, if it is known", always=False),
 )
-_COVERED: Final = Header("Content-Range", str, "Which bytes these are, and of how many")
+_COVERED: Final = Header(
+    "Content-Range",
+    str,
+    "Which bytes these are, and of how many; in each part if several",
+    always=False,
+)
 _SIZE: Final = Header("Content-Range", str, "`bytes */<size>`")
 
 _DOWNLOAD: Final = Operation(
@@ -68,10 +82,12 @@ _DOWNLOAD: Final = Operation(
     summary="Download a file, or a part of it",
     about="It is there as soon as the last answer of its upload is. Conditions and ranges "
     "follow RFC 9110; what cannot be understood of them is ignored.",
-    parameters=(_ID, *_CONDITIONS, *_RANGE),
+    parameters=(_ID, *_CONDITIONS, *_RANGE, _WISH),
     responses={
         200: Response("The whole file.", _FILE, _BYTES),
-        206: Response("The range.", (*_FILE, _COVERED), _BYTES),
+        206: Response(
+            "The range, or several (`multipart/byteranges`).", (*_FILE, _COVERED), _BYTES
+        ),
         304: Response("The client has it already.", _VALIDATORS),
         416: Response("", (*_VALIDATORS, _SIZE)),
         412: Response("", _VALIDATORS),
@@ -95,7 +111,7 @@ _FILES: Final = Section(
             method="HEAD",
             path=_PATH,
             summary="Ask for size, name and validators of a file",
-            parameters=(_ID, *_CONDITIONS),
+            parameters=(_ID, *_CONDITIONS, _WISH),
             responses={
                 200: Response(
                     "As a GET would be answered, without the bytes.",

@@ -9,9 +9,10 @@ from aiohttp import web
 
 from services.storage import api
 from services.storage.files import Files
-from services.storage.handlers import FILES, SETTINGS, add_storage_routes
+from services.storage.handlers import FILES, OPENINGS, SETTINGS, add_storage_routes
 from services.storage.list_handlers import LISTING, RECORDS, add_list_routes
 from services.storage.listing import Listing
+from services.storage.openings import Openings
 from services.storage.rebuilding import rebuild_when_lost
 from services.storage.records import Records
 from services.storage.registering import GROUP, Registrar
@@ -62,6 +63,7 @@ def install(app: web.Application, settings: Settings) -> None:
         registrar = Registrar(records, store, outbox)
         streams = [event_stream(partition) for partition in range(partitions)]
         group = StreamGroup(grouping, group=GROUP, streams=streams, handle=registrar.handle)
+        app[OPENINGS] = Openings(app[FILES], store)
         app[HEALTH].can_serve["storage.store"] = store.is_writable
         app[HEALTH].degraded["storage.redis"] = lambda: publisher.degraded
         if leases is not None:

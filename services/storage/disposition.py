@@ -11,7 +11,7 @@ import unicodedata
 from typing import Final
 from urllib.parse import quote
 
-__all__ = ["clean_filename", "content_disposition", "safe_content_type"]
+__all__ = ["OPAQUE", "clean_filename", "content_disposition", "safe_content_type"]
 
 _FALLBACK_NAME: Final = "download"
 # NAME_MAX of the common filesystems.
@@ -44,7 +44,8 @@ _UNQUOTABLE: Final = re.compile(r'["\\%]')
 # RFC 6838, section 4.2, with parameters that are only looked at to see that they are text.
 _RESTRICTED_NAME: Final = "[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}"
 _MEDIA_TYPE: Final = re.compile(rf"({_RESTRICTED_NAME}/{_RESTRICTED_NAME})[ \t]*(?:;[\t -~]*)?")
-_OPAQUE: Final = "application/octet-stream"
+OPAQUE: Final = "application/octet-stream"
+"""The type of bytes of no kind that is known."""
 # Types that a browser shows without running anything in them: no HTML, SVG, XML or PDF.
 _INERT_TYPES: Final = frozenset(
     {
@@ -115,10 +116,10 @@ def safe_content_type(declared: str | None) -> str:
     declared, so that no browser guesses an encoding in which its bytes read as markup.
     """
     found = _MEDIA_TYPE.fullmatch(declared or "")
-    media_type = found[1].lower() if found else _OPAQUE
+    media_type = found[1].lower() if found else OPAQUE
     if media_type == "text/plain":
         return "text/plain; charset=utf-8"
-    return media_type if media_type in _INERT_TYPES else _OPAQUE
+    return media_type if media_type in _INERT_TYPES else OPAQUE
 
 
 def _is_kept(character: str) -> bool:

@@ -11,6 +11,7 @@ import os
 from collections.abc import AsyncIterator
 from typing import Final
 
+from services.storage.heads import ContentTypes
 from shared.blobs.store import BlobStore, BlobWriter, Stored, UploadBusy, UploadNotFound
 from shared.errors import Conflict, Forbidden, NotFound
 from shared.events import FileDeleted
@@ -48,6 +49,7 @@ class Files:
     def __init__(self, store: BlobStore, outbox: Outbox) -> None:
         self._store: Final = store
         self._outbox: Final = outbox
+        self.content_types: Final = ContentTypes(store)
 
     async def find(self, file_id: str, caller: Principal, *, cleared: bool = True) -> Stored:
         """Return the caller's file.

@@ -11,37 +11,31 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 from prometheus_client import Counter
 
-from services.storage.disposition import content_disposition, safe_content_type
+from services.storage.conditions import field
 from services.storage.errors import PreconditionFailed, RangeNotSatisfiable
 from services.storage.files import FileDamaged, Files
+from services.storage.multipart import Layout, Part, several, single
+from services.storage.openings import Opened, Openings
 from services.storage.ranges import Selection, content_range, select
+from services.storage.repr_digest import repr_digest
 from services.storage.sendfile import send_file
 from services.storage.settings import Settings
 from services.storage.streaming import opened
-from shared.blobs.store import LeaseUnavailable, Stored, UploadNotFound
+from shared.blobs.store import LeaseUnavailable, UploadNotFound
 from shared.errors import ApiError, NotFound, Unavailable
 from shared.identity import principal_of
 from shared.sidecar import SidecarDamaged
 from shared.web import problem
 
-__all__ = ["FILES", "SETTINGS", "add_storage_routes", "explains_failures"]
+__all__ = ["FILES", "OPENINGS", "SETTINGS", "add_storage_routes", "explains_failures"]
 
 log = structlog.stdlib.get_logger(__name__)
 
 FILES: Final = web.AppKey("files", Files)
+OPENINGS: Final = web.AppKey("openings", Openings)
 SETTINGS: Final = web.AppKey("storage_settings", Settings)
 
 SENT = Counter("storage_bytes_total", "Bytes of files sent.")
-
-_SAFE_HEADERS: Final = {
-    # Whatever the bytes are, they must not act on the page that shows them (items 5 to 7).
-    "X-Content-Type-Options": "nosniff",
-    "Content-Security-Policy": "sandbox; default-src 'none'",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "private, no-cache",
-    "Accept-Ranges": "bytes",
-}
 
 
 def add_storage_routes(router: web.UrlDispatcher) -> None:
@@ -79,75 +73,108 @@ def explains_failures(handler: Handler) -> Handler:
 
 @explains_failures
 async def download(request: web.Request) -> web.StreamResponse:
-    """GET and HEAD: the file, or the part of it that was asked for."""
-    files, file_id = request.app[FILES], request.match_info["file_id"]
-    stored = await files.find(file_id, principal_of(request))
-    fd = await files.open(stored)
+    """GET and HEAD: the file, or the parts of it that were asked for."""
+    file_id = request.match_info["file_id"]
+    file = await request.app[OPENINGS].open(file_id, principal_of(request))
     try:
-        etag = f'"{file_id}"'  # the bytes of an id never change
-        modified_s = int((stored.sidecar.completed_at or 0) / 1000)
         selection = select(
             headers=request.headers,
             method=request.method,
-            size=stored.offset,
-            etag=etag,
-            modified_s=modified_s,
+            size=file.stored.offset,
+            validators=file.validators,
         )
-        response = _response(stored, selection, etag=etag, modified_s=modified_s)
-        wanted = selection.length if request.method == "GET" else 0
-        sent = await _send(request, response, fd, selection.start, wanted)
-        SENT.inc(sent)
-        if sent == wanted:  # else the client has gone, or the store; the connection is cut
+        response, layout = _response(request, file, selection)
+        if request.method != "GET" or layout is None:
+            await response.prepare(request)
+            sent_all = True
+        else:
+            sent_all = await _send(request, response, layout, file)
+        if sent_all:  # else the client has gone, or the store; the connection is cut
             await response.write_eof()
         return response
     finally:
-        if fd is not None:
-            os.close(fd)
+        if file.fd is not None:
+            os.close(file.fd)
 
 
 async def _send(
-    request: web.Request, response: web.StreamResponse, fd: int | None, start: int, length: int
+    request: web.Request, response: web.StreamResponse, layout: Layout, file: Opened
+) -> bool:
+    """Send head and body of an answer; return whether all of it went out."""
+    for part in layout.parts:
+        length = part.span.length
+        sent = await _send_part(request, response, part, file)
+        SENT.inc(sent)
+        if sent < length:
+            return False
+    if layout.end:
+        await response.write(layout.end)
+    return True
+
+
+async def _send_part(
+    request: web.Request, response: web.StreamResponse, part: Part, file: Opened
 ) -> int:
-    """Send the head and so many bytes; return how many bytes went out."""
+    """Send a part, the head of the answer before the first; return the file's bytes of it."""
     stall_s = request.app[SETTINGS].download_stall_timeout
-    if fd is None and length:
+    start, length = part.span
+    if file.fd is None and length:
         source = request.app[FILES].read(request.match_info["file_id"], start, length)
         async with opened(source) as pieces:
-            await response.prepare(request)
+            await _write_head(request, response, part)
             return await pieces.send(request, response, length, stall_timeout_s=stall_s)
-    await response.prepare(request)
-    if fd is None or not length:
+    await _write_head(request, response, part)
+    if file.fd is None or not length:
         return 0
-    return await send_file(request, response, fd, start, length, stall_timeout_s=stall_s)
+    return await send_file(request, response, file.fd, start, length, stall_timeout_s=stall_s)
+
+
+async def _write_head(request: web.Request, response: web.StreamResponse, part: Part) -> None:
+    if not response.prepared:
+        await response.prepare(request)
+    if part.head:
+        await response.write(part.head)
 
 
 def _response(
-    stored: Stored, selection: Selection, *, etag: str, modified_s: int
-) -> web.StreamResponse:
-    response = _begun(stored, selection)
-    response.headers.update(_SAFE_HEADERS)
-    response.etag = etag.strip('"')
-    response.last_modified = modified_s
-    covered = content_range(selection, stored.offset)
-    if covered is not None:
-        response.headers["Content-Range"] = covered
-    return response
+    request: web.Request, file: Opened, selection: Selection
+) -> tuple[web.StreamResponse, Layout | None]:
+    """Return the answer, and what belongs in its body if that is bytes of the file."""
+    stored = file.stored
+    response, layout = _begun(file, selection)
+    response.headers.update(file.headers)
+    if layout is not None:
+        wish = field(request.headers, "Want-Repr-Digest")
+        if digest := repr_digest(stored.sidecar.digests, wish):
+            response.headers["Repr-Digest"] = digest
+    return response, layout
 
 
-def _begun(stored: Stored, selection: Selection) -> web.StreamResponse:
+def _begun(file: Opened, selection: Selection) -> tuple[web.StreamResponse, Layout | None]:
     """Return the answer with what depends on the status: a file's headers, or a refusal."""
+    size = file.stored.offset
     if selection.status == 412:
-        return problem(PreconditionFailed("The file does not meet the conditions."))
+        return problem(PreconditionFailed("The file does not meet the conditions.")), None
     if selection.status == 416:
-        message = f"The file has {stored.offset} bytes, and none in this range."
-        return problem(RangeNotSatisfiable(message))
+        refusal = problem(
+            RangeNotSatisfiable(f"The file has {size} bytes, none in this range.")
+        )
+        refusal.headers["Content-Range"] = f"bytes */{size}"
+        return refusal, None
     response = web.StreamResponse(status=selection.status)
-    response.content_length = selection.length
-    if selection.status != 304:
-        facts = stored.sidecar.facts
-        response.headers["Content-Type"] = safe_content_type(facts.content_type)
-        response.headers["Content-Disposition"] = content_disposition(facts.filename)
-    return response
+    if selection.status == 304:
+        return response, None
+    first, *others = selection.spans
+    if others:
+        layout = several(selection.spans, size, file.content_type)
+    else:
+        layout = single(first, file.content_type)
+        if selection.status == 206:
+            response.headers["Content-Range"] = content_range(first, size)
+    response.content_length = layout.length
+    response.headers["Content-Type"] = layout.content_type
+    response.headers["Content-Disposition"] = file.disposition
+    return response, layout
 
 
 @explains_failures

@@ -1,7 +1,7 @@
 """Sends the bytes of a store that has no files, as fast as the client takes them.
 
-The counterpart of ``sendfile``, with the same patience and the same ends. Holds one piece of
-the store at a time; the next one is fetched when the socket has taken all of the last one.
+The counterpart of ``sendfile``, with the same patience and the same ends. Holds two pieces of
+the store at most: one that the socket takes, and the next one, which is fetched meanwhile.
 """
 
 from __future__ import annotations
@@ -60,14 +60,25 @@ class Pieces:
             client = _Client(transport, sock, stall_timeout_s)
             with suppress(ConnectionError):
                 while sent < length and self._next:
-                    await client.take(response, self._next)
-                    sent += len(self._next)
-                    self._next = await self._fetch()
+                    async with self._fetching() as following:
+                        await client.take(response, self._next)
+                        sent += len(self._next)
+                        self._next = await following
             if sent < length:
                 abort(transport, sock)
             elif not transport.is_closing():  # uvloop refuses the call on a closed transport
                 transport.set_write_buffer_limits(high=high, low=low)
         return sent
+
+    @asynccontextmanager
+    async def _fetching(self) -> AsyncGenerator[asyncio.Future[bytes]]:
+        """Fetch the next bytes meanwhile; nothing is being fetched any more at the end."""
+        following = asyncio.ensure_future(self._fetch())
+        try:
+            yield following
+        finally:
+            following.cancel()  # without effect on what is there
+            await asyncio.gather(following, return_exceptions=True)
 
     async def _fetch(self) -> bytes:
         """Return the next bytes; none at the end, or when the store fails."""

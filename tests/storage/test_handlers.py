@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
@@ -133,9 +134,9 @@ async def test_range(storage: Client, file_id: str, wanted: str, first: int, las
     assert await answer.read() == CONTENT[first : last + 1]
 
 
-@pytest.mark.parametrize("wanted", ["bytes=5-4", "bytes=0-1,5-6", "lines=1-2", "bytes=x-"])
+@pytest.mark.parametrize("wanted", ["bytes=5-4", "bytes=0-1,6-5", "lines=1-2", "bytes=x-"])
 async def test_range_that_is_ignored(storage: Client, file_id: str, wanted: str) -> None:
-    """What is no single range of bytes gives the whole file."""
+    """What is no range of bytes gives the whole file."""
     answer = await storage.get(path_of(file_id), headers={"Range": wanted})
 
     assert answer.status == 200
@@ -222,6 +223,62 @@ async def test_refusals_of_head_have_no_body(storage: Client, file_id: str) -> N
 
     assert (answer.status, await answer.read()) == (412, b"")
     assert (await storage.head(path_of(file_id))).status == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "told"),
+    [
+        ({}, True),
+        ({"Range": "bytes=5-9"}, True),
+        ({"Range": "bytes=5-9,20-29"}, True),
+        ({"Want-Repr-Digest": "sha-256=1"}, True),
+        ({"Want-Repr-Digest": "sha-256=0"}, False),
+        ({"Want-Repr-Digest": "sha-256=x y"}, True),
+    ],
+)
+async def test_digest_of_the_whole(
+    storage: Client, store: FilesystemStore, headers: dict[str, str], told: bool
+) -> None:
+    """Once it is known, each answer with bytes has the digest of all, and it is the tag."""
+    file_id = await put_file(store, CONTENT)
+    sha256 = hashlib.sha256(CONTENT)
+    assert "Repr-Digest" not in (await storage.head(path_of(file_id))).headers
+    known = replace(store.load_now(file_id), digests={"sha256": sha256.hexdigest()})
+    await store.run(store.save, known)
+
+    get = await storage.get(path_of(file_id), headers=headers)
+    head = await storage.head(path_of(file_id), headers=headers)
+
+    value = f"sha-256=:{base64.b64encode(sha256.digest()).decode()}:"
+    for answer in (get, head):
+        assert answer.headers.get("Repr-Digest") == (value if told else None)
+        assert answer.headers["ETag"] == f'"{sha256.hexdigest()}"'
+
+
+async def test_several_ranges(storage: Client, file_id: str) -> None:
+    """The parts come as they were asked for, each with its place, in the announced length."""
+    wanted = {"Range": "bytes=-5,0-9,5-14,50000-50000"}
+
+    answer = await storage.get(path_of(file_id), headers=wanted)
+    body = await answer.read()
+
+    kind, _, boundary = answer.headers["Content-Type"].partition("; boundary=")
+    parts = [
+        (f"bytes {first}-{last}/100000", CONTENT[first : last + 1])
+        for first, last in [(99_995, 99_999), (0, 14), (50_000, 50_000)]
+    ]
+    expected = b"".join(
+        f"\r\n--{boundary}\r\nContent-Type: application/octet-stream\r\n"
+        f"Content-Range: {told}\r\n\r\n".encode()
+        + part
+        for told, part in parts
+    )
+    assert (answer.status, kind) == (206, "multipart/byteranges")
+    assert body == expected.removeprefix(b"\r\n") + f"\r\n--{boundary}--\r\n".encode()
+    assert answer.content_length == len(body)
+    assert "Content-Range" not in answer.headers
+    again = await storage.get(path_of(file_id), headers=wanted)
+    assert again.headers["Content-Type"] != answer.headers["Content-Type"]
 
 
 async def test_empty_file(storage: Client, store: FilesystemStore) -> None:

@@ -21,7 +21,8 @@ from aiohttp import web
 from structlog.testing import capture_logs
 
 from services.storage.files import Files
-from services.storage.handlers import FILES, SETTINGS, add_storage_routes
+from services.storage.handlers import FILES, OPENINGS, SETTINGS, add_storage_routes
+from services.storage.openings import Openings
 from services.storage.settings import Settings
 from shared.blobs.filesystem import FilesystemStore
 from shared.blobs.store import UploadNotFound
@@ -94,6 +95,11 @@ class Server:
         """Serve."""
         self._thread.start()
         assert self._ready.wait(LIMIT_S)
+        with self.connect() as client:  # what the first bytes are is asked of the store once
+            client.sendall(f"HEAD {self.path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            assert read_head(client)[0] == 200
+        assert self.store.closed.get(timeout=LIMIT_S) == 1
+        self.store.given = 0
 
     def stop(self) -> None:
         """End."""
@@ -115,6 +121,7 @@ class Server:
         app = new_application(settings)
         app[SETTINGS] = settings
         app[FILES] = Files(self.store, Outbox(self.store, publisher, redis, recent_s=1))
+        app[OPENINGS] = Openings(app[FILES], self.store)
         add_storage_routes(app.router)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
@@ -231,6 +238,20 @@ def test_a_client_that_does_not_read_is_cut(server: Server) -> None:
         assert poll.poll(LIMIT_S * 1000)
         assert client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
     assert server.store.given < SIZE // MiB
+
+
+def test_a_set_of_ranges_is_read_as_it_is_taken(server: Server) -> None:
+    """Of several ranges, those that a stalled client never gets to are never begun."""
+    with server.connect(receive_buffer=4096) as client:
+        server.ask(client, f"Range: bytes=0-{SIZE // 2},{SIZE // 2 + 2}-")
+        assert read_head(client)[0] == 206
+        assert server.store.closed.get(timeout=LIMIT_S) < SIZE // 2 // MiB
+        assert server.store.closed.empty()
+    with server.connect() as client:
+        server.ask(client, f"Range: bytes=5-6,{MiB}-{2 * MiB},9-9")
+        status, body = read_all(client)
+        assert (status, body.count(b"Content-Range")) == (206, 3)
+        assert server.content[MiB : 2 * MiB + 1] in body
 
 
 @pytest.mark.parametrize("how", ["close", "reset"])
