@@ -19,6 +19,7 @@ from multidict import CIMultiDict
 from services.storage.conditions import Validators
 from services.storage.disposition import content_disposition
 from services.storage.files import Files
+from services.storage.record import etag_of
 from services.storage.sendfile import tells_what_is_cached
 from shared.blobs.filesystem import FilesystemStore
 from shared.blobs.store import BlobStore, Stored, UploadNotFound
@@ -184,6 +185,4 @@ def _validators(stored: Stored) -> Validators:
     """
     sidecar = stored.sidecar
     modified_s = int((sidecar.completed_at or 0) / 1000)
-    own = f'"{sidecar.upload_id}"'
-    sha256 = sidecar.digests.get("sha256")
-    return Validators(f'"{sha256}"', modified_s, own) if sha256 else Validators(own, modified_s)
+    return Validators(etag_of(sidecar), modified_s, f'"{sidecar.upload_id}"')

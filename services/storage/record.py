@@ -155,8 +155,8 @@ def id_in(member: bytes) -> str:
 
 
 def etag_of(sidecar: Sidecar) -> str:
-    """Return the entity tag of a file, quotes included."""
-    return f'"{sidecar.upload_id}"'  # the bytes of an id never change
+    """Return the strong tag of a file's bytes: their hash once it is known, else the id."""
+    return f'"{sidecar.digests.get("sha256") or sidecar.upload_id}"'
 
 
 def is_file(sidecar: Sidecar) -> bool:
