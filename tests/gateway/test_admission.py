@@ -251,7 +251,7 @@ async def test_a_handshake_that_is_cancelled(redis: Redis) -> None:
 
 
 async def test_who_goes_while_a_message_is_obeyed(redis: Redis) -> None:
-    """A socket that ends before Redis has answered keeps no place, though nothing is cancelled."""
+    """A socket that ends before Redis has answered keeps no place: nobody cancels it."""
     async with admitting(redis) as here:
         for _ in range(2 * MOST):
             place = here.enter()
