@@ -134,9 +134,12 @@ class StreamGroup:
                 await self._read(_NEW)
                 failures = 0
             except ResponseError as exc:
-                # NOGROUP, UNBLOCKED: the streams were deleted under us (a wiped Redis).
+                # NOGROUP, UNBLOCKED: the streams were deleted under us (a wiped Redis), or one
+                # of progress has run out, with its group, as it does when all is quiet.
                 if failures == 0:
-                    log.warning("group_read_refused", group=self._group, error=str(exc))
+                    is_usual = str(exc).startswith("NOGROUP")
+                    tell = log.info if is_usual else log.warning
+                    tell("group_read_refused", group=self._group, error=str(exc))
                 prepared = False
                 await self._pause(failures)
                 failures += 1

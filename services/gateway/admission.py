@@ -71,8 +71,14 @@ class Place:
             RateLimited: He has as many as he may, here or elsewhere.
 
         """
-        if self._admission is not None and self._held is None:
-            self._held = await self._admission.give(caller)
+        admission = self._admission
+        if admission is None or self._held is not None:
+            return
+        held = await admission.give(caller)
+        if self._admission is not None:
+            self._held = held
+        elif held is not None:  # the socket has gone meanwhile
+            admission.forget(*held)
 
     def release(self) -> None:
         """Give it up. Does nothing a second time."""
@@ -179,7 +185,7 @@ class Admission:
                 granted = await self._ask(key, name)
             except asyncio.CancelledError:
                 self._asked.pop(name, None)
-                self._forget(key, name)
+                self.forget(key, name)
                 raise
             finally:
                 self._undecided.discard(name)
@@ -195,9 +201,10 @@ class Admission:
         """Have one place less taken, and one of a user if it was claimed."""
         self._taken -= 1
         if held is not None:
-            self._forget(*held)
+            self.forget(*held)
 
-    def _forget(self, key: str, name: str) -> None:
+    def forget(self, key: str, name: str) -> None:
+        """Take one socket out of those of its user; ``give`` has returned it."""
         held = self._held.get(key, set())
         held.discard(name)
         if not held:

@@ -218,6 +218,8 @@ class Hub:
             gap: Whether that is because events were missed.
 
         """
+        if watcher.gone:  # nobody would ever drop the topic
+            return
         topic = self._topic(state.session_id)
         if topic.state is None:
             topic.learn(state)

@@ -101,11 +101,13 @@ class Projection:
                 found[one] = log_from(_as_dict(reply))
         return found
 
-    async def named(self, caller: Principal, name: str) -> str | None:
-        """Return the upload that the caller's own name for a session stands for."""
+    async def meaning_of(self, caller: Principal, name: str) -> tuple[str | None, bool]:
+        """Return the upload of the caller's session of this name, and if one has this id."""
         key = self._name_key(caller.tenant, caller.user_id, name)
-        (found,) = await self._reads.ask(("GETEX", key, "EX", self._ttl_s))
-        return found.decode() if isinstance(found, bytes) else None
+        named, recorded = await self._reads.ask(
+            ("GETEX", key, "EX", self._ttl_s), ("EXISTS", self._key(name))
+        )
+        return named.decode() if isinstance(named, bytes) else None, bool(recorded)
 
     async def meant_by(self, caller: Principal, names: Sequence[str]) -> dict[str, str]:
         """Return the uploads that names stand for: the caller's own, or ids of jobs."""

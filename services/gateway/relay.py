@@ -38,7 +38,6 @@ from shared.events import (
     UnknownEvent,
 )
 from shared.identity import Principal
-from shared.sidecar import is_upload_id
 from shared.stream_order import TailEntry
 from shared.stream_tail import newest
 from shared.streams import (
@@ -132,7 +131,7 @@ class Relay:
         own names for sessions. Any other may be the id of an upload still to come.
         """
         names = [one for one in names if ID_FORM.fullmatch(one)]
-        meant = {one: one for one in names if one in self.hub.watched}
+        meant = {one: one for one in names if self.hub.state_of(one) is not None}
         meant |= await self._projection.meant_by(caller, [o for o in names if o not in meant])
         for name in names:
             if name not in meant:
@@ -200,14 +199,15 @@ class Relay:
         return upload_id
 
     async def _meant(self, session_id: str, caller: Principal) -> str:
-        if session_id in self.hub.watched:
+        if self.hub.state_of(session_id) is not None:
             return session_id
         deadline = asyncio.get_running_loop().time() + UNKNOWN_WAIT_S
         while ID_FORM.fullmatch(session_id):
-            named = await self._projection.named(caller, session_id)
+            # Clients name their sessions by UUIDs too: what looks like an id may be a name.
+            named, is_recorded = await self._projection.meaning_of(caller, session_id)
             if named is not None:
                 return named
-            if is_upload_id(session_id) or await self.load(session_id) is not None:
+            if is_recorded or await self.load(session_id) is not None:
                 return session_id
             if asyncio.get_running_loop().time() >= deadline:
                 break

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final, Protocol, Self
 
 import structlog
-from aiohttp import WSCloseCode, hdrs, web
+from aiohttp import HttpVersion11, WSCloseCode, hdrs, web
 
 from services.gateway.admission import REFUSED, Admission, Place
 from services.gateway.closing import Closing
@@ -26,7 +26,7 @@ from services.gateway.settings import Settings
 from services.gateway.takeover import Handover, why_not
 from services.gateway.wire import PumpedWire
 from shared.cors import origin_allowed
-from shared.errors import Forbidden
+from shared.errors import Forbidden, InvalidRequest
 from shared.identity import (
     BEARER_SUBPROTOCOL,
     Authenticator,
@@ -228,6 +228,19 @@ def _chosen(dialects: tuple[Dialect, ...], request: web.Request) -> Dialect:
     return next((named[item] for item in offered if item in named), dialects[0])
 
 
+def _require_handshake(request: web.Request) -> None:
+    """Refuse what aiohttp lets pass, or fails at (RFC 6455 section 4.2.1, items 1 and 5).
+
+    Raises:
+        InvalidRequest: It is no handshake.
+
+    """
+    if request.version < HttpVersion11:
+        raise InvalidRequest("A handshake needs HTTP/1.1.")
+    if not all(key.isascii() for key in request.headers.getall(hdrs.SEC_WEBSOCKET_KEY, [])):
+        raise InvalidRequest("Sec-WebSocket-Key must be 16 bytes in base64.")
+
+
 def _route(
     dialects: tuple[Dialect, ...],
 ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
@@ -252,6 +265,7 @@ async def _opened(
     request: web.Request, dialect: Dialect, caller: Principal | Closing | None, place: Place
 ) -> web.StreamResponse:
     sockets = request.app[SOCKETS]
+    _require_handshake(request)
     spoken = (dialect.subprotocol,) if dialect.subprotocol is not None else ()
     ws = web.WebSocketResponse(
         protocols=(*spoken, BEARER_SUBPROTOCOL),

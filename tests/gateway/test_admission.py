@@ -248,3 +248,20 @@ async def test_a_handshake_that_is_cancelled(redis: Redis) -> None:
 
         await eventually(is_empty, "nothing is left")
         assert len(await let_in(here, 10)) == MOST
+
+
+async def test_who_goes_while_a_message_is_obeyed(redis: Redis) -> None:
+    """A socket that ends before Redis has answered keeps no place: nobody cancels it."""
+    async with admitting(redis) as here:
+        for _ in range(2 * MOST):
+            place = here.enter()
+            asking = asyncio.ensure_future(place.claim(ADA))
+            await asyncio.sleep(0)
+            place.release()
+            await asyncio.wait([asking])
+
+        async def is_empty() -> bool:
+            return not await redis.exists(KEY)
+
+        await eventually(is_empty, "nothing is left")
+        assert len(await let_in(here, 10)) == MOST

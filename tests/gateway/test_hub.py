@@ -420,6 +420,8 @@ async def test_who_has_gone_joins_nothing() -> None:
     stage.hub.forget(watcher)
     stage.hub.follow(watcher, [])
     assert not stage.hub.followers
+    stage.hub.join(watcher, Stage().records.record(Told().created()), show=True)
+    assert not stage.hub.watched
     stage.tell(told.created())
     subscribing = asyncio.ensure_future(stage.hub.subscribe(watcher, told.id))
     await asyncio.sleep(0.05)

@@ -24,6 +24,7 @@ from services.gateway.reading import GROUP
 from services.gateway.relay import Relay
 from services.gateway.state import Change, ProgressState
 from shared.errors import NotFound
+from shared.sidecar import new_id
 from shared.stream_group import StreamGroup
 from shared.streams import (
     command,
@@ -544,3 +545,20 @@ async def test_upload_of_a_job(start: Start, any_redis: Redis) -> None:
         await gateway.relay.upload_of_job("unknown")
     with pytest.raises(NotFound):
         await gateway.relay.upload_of_job("not:an:id")
+
+
+async def test_a_name_that_looks_like_an_id(start: Start, any_redis: Redis) -> None:
+    """A session's name is waited for, by whoever at the same time, though it is a UUID too."""
+    name = new_id()
+    gateway, told, other = await start(), Told(session_id=name, at=None), Told(at=None)
+    relay = gateway.relay
+    searching = asyncio.ensure_future(relay.hub.find(name))
+    asking = [asyncio.ensure_future(relay.upload_of(one, ADA)) for one in (name, other.id)]
+    await asyncio.sleep(0.3)
+    late = asyncio.ensure_future(relay.upload_of(name, ADA))
+    await Feed(any_redis).tell(told.created(), other.created())
+    assert await asyncio.gather(*asking, late) == [told.id, other.id, told.id]
+    with pytest.raises(NotFound):
+        await searching
+    with pytest.raises(NotFound):
+        await relay.upload_of(new_id(), ADA)

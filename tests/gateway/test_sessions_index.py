@@ -126,7 +126,7 @@ async def test_a_dismissed_session_stays_away(parts: Parts) -> None:
     assert await parts.index.counts("acme") == counted()
     assert await parts.projection.sessions_of("ada") == []
     ada = Principal("ada", "acme", "ada", frozenset(), None)
-    assert await parts.projection.named(ada, "my.video") is None
+    assert await parts.projection.meaning_of(ada, "my.video") == (None, False)
 
 
 async def test_nothing_else_is_kept(parts: Parts) -> None:
@@ -152,7 +152,7 @@ async def test_a_name_that_was_given_again(parts: Parts) -> None:
     assert state is not None
     await parts.dismissals.dismiss([state], for_s=60)
     ada = Principal("ada", "acme", "ada", frozenset(), None)
-    assert await parts.projection.named(ada, "video") == new.id
+    assert await parts.projection.meaning_of(ada, "video") == (new.id, False)
 
 
 async def test_cleaning_up_takes_what_is_over_and_old(parts: Parts) -> None:

@@ -269,6 +269,25 @@ async def test_vanishing_during_the_handshake(
         await scene.bystander_is_well()
 
 
+@pytest.mark.parametrize(
+    ("version", "key"),
+    [
+        *(("1.1", b"\xff"), ("1.1", "é".encode()), ("1.1", b"short"), ("1.1", b"")),
+        ("1.0", b"dGhlIHNhbXBsZSBub25jZQ=="),
+    ],
+)
+async def test_broken_handshakes(gateway: ServiceProcess, version: str, key: bytes) -> None:
+    """A key that is none, or an older HTTP, is refused with 400, and is no fault of ours."""
+    head = (
+        f"GET /ws HTTP/{version}\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: "
+    ).encode()
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    writer.write(head + key + b"\r\n\r\n")
+    assert (await reader.readline()).split()[1] == b"400"
+    writer.transport.abort()
+
+
 async def test_pings_are_answered(scene: Scene) -> None:
     """A ping of the client comes back as a pong with the same content."""
     for payload in (b"", b"x" * 125):
