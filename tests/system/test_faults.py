@@ -129,9 +129,9 @@ async def test_gateway_is_killed(system: System, content: bytes) -> None:
     await run(system.gateway.start)
 
     async with watching(system.media_url(upload_id)) as watcher:
-        await watcher.until(lambda seen: seen, "a snapshot")
-        first = watcher.messages[0]
-        assert (first["type"], first["bytes_sent"] >= STEP) == ("progress", True)
+        # What nobody had recorded when it died follows the state at once.
+        await at_least(watcher, STEP)
+        assert watcher.messages[-1]["type"] == "progress"
         await send(system, upload_id, content, range(6, CHUNKS))
         await watcher.until_complete()
         assert_told_in_order(watcher.messages, SIZE)
