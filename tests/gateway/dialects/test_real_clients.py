@@ -263,3 +263,58 @@ async def test_a_browser_says_who_it_is(
             ["another origin", "closed", 1006],
         )
         assert not [one for one in page.seen if one[:2] == ["another origin", "opened"]]
+
+
+async def test_events_in_a_browser(start_gateway: StartGateway, feed: Feed) -> None:
+    """EventSource goes on by itself when the gateway comes back, and misses nothing."""
+    port, told = free_port(), Told(owner=LOCAL)
+    gateway = start_gateway(CORS_ALLOWED_ORIGINS=f"http://127.0.0.1:{port}")
+    await feed.record(told.created())
+    settings = {"host": f"127.0.0.1:{gateway.port}", "id": told.id, "token": "any"}
+    async with page_in_browser(port, "events.js", **settings) as page:
+        await page.has(
+            ["stream", "subscribed", False, None],
+            ["socket", "opened", "events.v1.json"],
+            ["socket", "subscribed"],
+        )
+        await feed.tell(told.completed())
+        await page.has(
+            ["stream", "upload.completed", True, told.id],
+            ["socket", "upload.completed", "string"],
+        )
+        await asyncio.to_thread(gateway.kill)
+        await page.has(["stream", "broken"])
+        await feed.tell(told.processed(result=RESULT))
+        await asyncio.to_thread(gateway.start)
+        await page.has(["stream", "job.completed", True, told.id])
+        heard = [one for one in page.seen if one[:2] == ["stream", "upload.completed"]]
+        assert len(heard) == 1
+
+
+async def test_events_by_node_ws(
+    gateway: ServiceProcess, feed: Feed, caller: Principal
+) -> None:
+    """The usual client of Node subscribes, and after a break gets what it missed, once."""
+    program, told = node("ws"), Told(owner=caller)
+    await feed.record(told.created())
+    url = f"{gateway.url.replace('http:', 'ws:')}/v1/events/ws?token={token_of(caller)}"
+
+    def opened(**more: str) -> tuple[str, ...]:
+        say = [{"type": "subscribe", "ids": [told.id], **more}]
+        wanted = json.dumps([{"name": "events", "url": url, "say": say}])
+        return program, str(CLIENTS / "sockets.mjs"), wanted
+
+    def events_in(lines: list[Any]) -> list[dict[str, Any]]:
+        return [one for line in lines for one in line["message"].get("events", [])]
+
+    async with running_program(*opened()) as client:
+        await client.until(
+            lambda lines: any(one["message"].get("type") == "subscribed" for one in lines)
+        )
+        await feed.tell(told.completed())
+        await client.until(lambda lines: len(events_in(lines)) == 1)
+        last = events_in(client.seen)[0]["id"]
+    await feed.tell(told.queued(), told.started())
+    async with running_program(*opened(since=last)) as client:
+        await client.until(lambda lines: len(events_in(lines)) == 2)
+        assert [one["type"] for one in events_in(client.seen)] == ["job.queued", "job.started"]
