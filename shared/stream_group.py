@@ -137,7 +137,7 @@ class StreamGroup:
                 # NOGROUP, UNBLOCKED: the streams were deleted under us (a wiped Redis), or one
                 # of progress has run out, with its group, as it does when all is quiet.
                 if failures == 0:
-                    is_usual = str(exc).startswith("NOGROUP")
+                    is_usual = str(exc).startswith(("NOGROUP", "UNBLOCKED the stream key"))
                     tell = log.info if is_usual else log.warning
                     tell("group_read_refused", group=self._group, error=str(exc))
                 prepared = False

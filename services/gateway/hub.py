@@ -92,10 +92,9 @@ class Hub:
         """
         topic = self._topics.get(event.upload_id)
         followers = self._followers.get((event.upload.tenant, event.upload.user_id))
-        if topic is None:
-            if not followers:
-                return
-            topic = self._topic(event.upload_id)
+        if topic is None and not followers:
+            return
+        topic = topic or self._topic(event.upload_id)
         is_first = topic.state is None and counter_of(event) == (False, 1)
         if topic.state is None:
             topic.keep(event)
@@ -114,8 +113,7 @@ class Hub:
 
     def advance(self, position: UploadProgress | JobProgress) -> None:
         """Deliver a position to all who watch the upload."""
-        topic = self._topics.get(position.upload_id)
-        if topic is None:
+        if (topic := self._topics.get(position.upload_id)) is None:
             return
         if topic.state is None:
             topic.keep(position)
