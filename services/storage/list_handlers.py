@@ -122,9 +122,9 @@ async def list_files(request: web.Request) -> web.Response:
         raise Unavailable("Files cannot be listed right now.") from None
     headers = dict(_NO_STORE)
     if page.next_cursor is not None:
-        asked = {k: v for k, v in request.query.items() if k != "cursor"}
+        asked = [(k, v) for k, v in request.query.items() if k != "cursor"]
         # Relative to this very URL, whatever path a proxy serves it under (RFC 8288, 3.1).
-        target = urlencode({**asked, "cursor": page.next_cursor})
+        target = urlencode([*asked, ("cursor", page.next_cursor)])
         headers["Link"] = f'<?{target}>; rel="next"'
     body = FilePage(
         user_id=owner.user_id,

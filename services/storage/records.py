@@ -30,6 +30,7 @@ from services.storage.record import (
 )
 from shared.events import UploadFacts
 from shared.redis_script import RedisScript
+from shared.sidecar import is_upload_id
 from shared.streams import Command, command, pipelined
 
 __all__ = ["Records"]
@@ -137,7 +138,9 @@ class Records:
     async def all_ids(self) -> AsyncIterator[str]:
         """Yield the ids that there are records of, some of them twice perhaps."""
         async for key in self._redis.scan_iter(match=record_key("*"), count=1000):
-            yield key.decode(errors="replace").partition(":")[2]
+            file_id = key.decode(errors="replace").partition(":")[2]
+            if is_upload_id(file_id):  # links that were used stand beside them
+                yield file_id
 
     async def list_keys(self) -> AsyncIterator[str]:
         """Yield the keys of all lists, some of them twice perhaps."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from services.storage.record import Owner, list_key, record_of_sidecar
 from services.storage.records import Records
 from services.storage.reindexing import reindex
 from services.storage.settings import Settings
+from services.storage.single_use import SingleUse
 from services.storage.verifying import Pace, verify
 from shared.blobs.filesystem import FilesystemStore
 from shared.blobs.opening import make_store
@@ -132,6 +134,7 @@ async def test_reindex(
     await records.register([record_of_sidecar(await kept.store.load(gone))])
     kept.overwrite(f"{gone}.info", tombstone_of(await kept.store.load(gone)))
     await redis.zadd(list_key(LOCAL, "name"), {f"stray\0{new_id()}": 0})
+    await SingleUse(redis).claim(secrets.token_bytes(16), expires_at=int(time.time()) + 60)
 
     assert await reindex(kept.settings, ["--dry-run"]) == 0
     assert capsys.readouterr().out == "3 files: 3 to record, 1 to drop\n"
