@@ -239,7 +239,7 @@ class Admission:
         failures = 0
         loop = asyncio.get_running_loop()
         with contextlib.suppress(*REDIS_FAILURES):  # so that nobody has to wait for it
-            await pipelined(self._redis, [("SCRIPT", "LOAD", _SCRIPT)])
+            await self._redis.script_load(_SCRIPT)
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(self._prolong_at):
@@ -305,7 +305,7 @@ class Admission:
         try:
             return await pipelined(self._redis, commands)
         except NoScriptError:  # a Redis that has not seen it, or has forgotten it
-            await pipelined(self._redis, [("SCRIPT", "LOAD", _SCRIPT)])
+            await self._redis.script_load(_SCRIPT)
             return await pipelined(self._redis, commands)
 
     def _lose(self, error: str) -> None:
