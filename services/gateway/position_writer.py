@@ -7,15 +7,15 @@ long a record is kept is not counted anew each time; the script tells which are 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple
 
 import msgspec
 from redis.asyncio import Redis
 
 from services.gateway.keys import Keys
-from services.gateway.positions import Newest
+from services.gateway.positions import Newest, Row, Rows, further
 from shared.redis_cluster import is_cluster
 from shared.redis_script import Call, RedisScript
 
@@ -28,9 +28,6 @@ _ROUNDS: Final = 3
 _OLDEST_MS: Final = 60_000
 _OLDEST_SHARE: Final = 8
 _pack: Final = msgspec.msgpack.Encoder().encode
-
-
-_Texts: TypeAlias = tuple[str, ...]
 
 
 class PositionWriter:
@@ -65,11 +62,12 @@ class PositionWriter:
         due = await self._write("upload", newest.of_uploads())
         return due + await self._write("job", newest.of_jobs())
 
-    async def _write(self, kind: str, told: Mapping[str, _Texts]) -> list[str]:
+    async def _write(self, kind: str, told: Rows) -> list[str]:
         early, due = self._early[kind], []
+        waiting: dict[str, _Early] = {}
         rounds = {one: known.rounds for one, known in early.items()}
-        rows = {**{one: known.texts for one, known in early.items()}, **told}
-        early.clear()
+        # An entry that another gateway left behind may tell less than what waits.
+        rows = further({one: known.row for one, known in early.items()}, told)
         for batch in _pieces(rows.items(), _BATCH):
             # The projections of a cluster are in as many slots.
             calls = list(_pieces(batch, 1)) if is_cluster(self._redis) else [batch]
@@ -78,28 +76,27 @@ class PositionWriter:
             )
             for call, (aged, unknown) in zip(calls, replies, strict=True):
                 due += [call[number - 1][0] for number in aged]
-                for upload_id, texts in (call[number - 1] for number in unknown):
+                for upload_id, row in (call[number - 1] for number in unknown):
                     left = rounds.get(upload_id, _ROUNDS)
                     if left:
-                        early[upload_id] = _Early(texts, left - 1)
+                        waiting[upload_id] = _Early(row, left - 1)
+        self._early[kind] = waiting
         return due
 
-    def _call(self, kind: str, rows: list[tuple[str, _Texts]]) -> Call:
+    def _call(self, kind: str, rows: list[tuple[str, Row]]) -> Call:
         keys = [self._keys.upload(one) for one, _ in rows]
-        return keys, (kind, self._least_ms, _pack([texts for _, texts in rows]))
+        return keys, (kind, self._least_ms, _pack([row.texts for _, row in rows]))
 
 
 class _Early(NamedTuple):
     """A position of an upload that was not recorded."""
 
-    texts: _Texts
+    row: Row
     rounds: int
     """How often it is tried again."""
 
 
-def _pieces(
-    rows: Iterable[tuple[str, _Texts]], size: int
-) -> Iterator[list[tuple[str, _Texts]]]:
+def _pieces(rows: Iterable[tuple[str, Row]], size: int) -> Iterator[list[tuple[str, Row]]]:
     rest = iter(rows)
     while piece := list(itertools.islice(rest, size)):
         yield piece

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Collection, Iterator, Mapping
-from typing import Final
+from typing import Final, NamedTuple, TypeAlias
 
 from services.gateway.state import LARGEST, LATEST_MS, expected_at
 from shared.events import JobProgress, UploadProgress
@@ -20,7 +20,29 @@ from shared.streams import (
 )
 from shared.times import rfc3339
 
-__all__ = ["Newest"]
+__all__ = ["Newest", "Row", "Rows", "further"]
+
+
+class Row(NamedTuple):
+    """What is written of one position."""
+
+    order: tuple[float, ...]
+    """Of two positions of an upload, or of a job, the later one has the greater one."""
+    texts: tuple[str, ...]
+    """As ``positions.lua`` takes them."""
+
+
+Rows: TypeAlias = Mapping[str, Row]
+
+
+def further(these: Rows, those: Rows) -> dict[str, Row]:
+    """Return of each upload the later one of two rows; of two that are alike, of ``those``."""
+    found = dict(these)
+    for upload_id, row in those.items():
+        other = found.get(upload_id)
+        if other is None or row.order >= other.order:
+            found[upload_id] = row
+    return found
 
 
 class Newest:
@@ -63,15 +85,18 @@ class Newest:
         yield from itertools.starmap(progress_of, self._of_uploads.items())
         yield from itertools.starmap(job_progress_of, self._of_jobs.items())
 
-    def of_uploads(self) -> Mapping[str, tuple[str, ...]]:
-        """Return what is written of uploads, as ``positions.lua`` takes it."""
+    def of_uploads(self) -> Rows:
+        """Return what is written of uploads."""
         sane = (one for one in self._of_uploads.items() if _is_sane(one[1]))
-        return {upload_id.decode(): _upload_texts(one) for upload_id, one in sane}
+        return {
+            upload_id.decode(): Row((one.offset, one.at), _upload_texts(one))
+            for upload_id, one in sane
+        }
 
-    def of_jobs(self) -> Mapping[str, tuple[str, ...]]:
+    def of_jobs(self) -> Rows:
         """Return what is written of jobs."""
         return {
-            upload_id.decode(): _job_texts(one)
+            upload_id.decode(): Row((one.seq, one.at, one.progress), _job_texts(one))
             for upload_id, one in self._of_jobs.items()
             if one.at <= LATEST_MS
         }

@@ -131,6 +131,8 @@ async def test_both_gateways_tell_the_same(start_gateway: StartGateway, feed: Fe
     uploads = await created(feed)
     async with AsyncExitStack() as stack:
         peers = [await watched(stack, one, uploads) for one in gateways]
+        for peer in (*peers[0], *peers[1]):
+            await peer.hear()
         for one in uploads:
             await feed.tell(one.completed(), one.stored(), one.queued(), one.deleted())
         for peer in (*peers[0], *peers[1]):
