@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import structlog
+from hypothesis import settings
 from redis.asyncio import Redis
 
 from shared.streams import connect
@@ -16,6 +17,13 @@ from tests.processes import RedisServer, debian_redis, running
 
 if TYPE_CHECKING:  # loading botocore takes longer than many a test
     from tests.s3_servers import MotoServer, SwiftServer
+
+# How long one example takes says more about what else the machine does. The same examples each
+# time: what fails here fails everywhere, and who looks for new ones asks for them by
+# --hypothesis-profile=exploring.
+settings.register_profile("repeatable", deadline=None, derandomize=True)
+settings.register_profile("exploring", deadline=None)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session", autouse=True)

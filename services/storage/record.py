@@ -143,7 +143,8 @@ def members_of(file_id: str, *, created_at: int, filename: str, size: int) -> di
     name = folded(filename[:_NAME_LENGTH])
     keys: Mapping[Sort, bytes] = {
         "created_at": prefix_of(created_at),
-        "name": name.encode(errors="replace") + b"\0",  # so a name comes before longer ones
+        # The zero byte has a name come before longer ones, so none may be in it.
+        "name": name.encode(errors="replace").replace(b"\0", b"\1") + b"\0",
         "size": b"%016x" % size,
     }
     return {sort: key + file_id.encode() for sort, key in keys.items()}

@@ -10,7 +10,6 @@ from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
 from redis.asyncio import Redis
 
 from shared.streams import connect
@@ -20,10 +19,6 @@ StartRedis = Callable[..., RedisServer]
 ConnectTo = Callable[[str], Redis]
 
 _MEMORY = Path("/dev/shm")
-
-# How long one example takes says more about what else the machine does.
-settings.register_profile("no deadline", deadline=None)
-settings.load_profile("no deadline")
 
 
 @pytest.fixture

@@ -113,7 +113,8 @@ def test_pages_cover_what_is_asked_for(records: list[FileRecord], query: Query) 
     keys = {"created_at": "created_at", "size": "size", "name": "filename"}
     values = [getattr(one, keys[query.sort]) for one in seen]
     if query.sort == "name":
-        values = [folded(one[:200]).encode(errors="replace") for one in values]
+        names = (folded(one[:200]).replace("\0", "\1") for one in values)
+        values = [one.encode(errors="replace") for one in names]
     assert values == sorted(values, reverse=query.descending)
 
 
