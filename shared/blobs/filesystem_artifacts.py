@@ -1,11 +1,14 @@
 """Artifacts on a file system: files in the folder ``<id>.artifacts`` beside the bytes.
 
-What is not whole yet is named ``.new-<random>``. All functions of this module block.
+What is not whole yet is named ``.new-<random>``, and locked by whoever writes it, so that it is
+no leftover however long the next bytes take. All functions of this module block.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import os
 import secrets
 import stat
@@ -63,25 +66,38 @@ class FilesystemArtifacts:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(fresh.parent, 0o700)
             with contextlib.suppress(FileNotFoundError):  # the upload has just gone
-                return os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
+                fd = os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
+                fcntl.flock(fd, fcntl.LOCK_EX)
+                return fd
 
     def _place(self, upload_id: str, fd: int, fresh: Path, name: str) -> Artifact:
         """Put what is whole into its place, then look whether the upload is still there.
 
         An end of the upload records itself before it removes: so either it finds this one,
         or this finds its record.
+
+        Raises:
+            UploadNotFound: The upload has gone, and so has what was made of it.
+            OSError: What was written has gone, though the upload is there: by a sweep that
+                does not see locks of other machines. The other artifacts stay.
+
         """
+        placed = False
         if self._store.fsync != "never":
             sync_data(fd)
-        try:
+        with contextlib.suppress(FileNotFoundError):
             fresh.rename(fresh.with_name(name))
             if self._store.fsync != "never":
                 sync_directory(fresh.parent)
                 sync_directory(fresh.parent.parent)
+            placed = True
+        try:
             self._check_wanted(upload_id)
-        except (FileNotFoundError, UploadNotFound):
+        except UploadNotFound:
             remove_chunks(fresh.parent)
-            raise UploadNotFound(upload_id) from None
+            raise
+        if not placed:
+            raise FileNotFoundError(errno.ENOENT, "the staged bytes were removed")
         return _artifact(name, os.fstat(fd))
 
     async def all(self, upload_id: str) -> list[Artifact]:
