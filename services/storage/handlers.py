@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable
+import time
 from functools import partial, wraps
+from math import inf
 from typing import Final
 
 import structlog
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from services.storage.claiming import Claim
 from services.storage.disposition import content_disposition
 from services.storage.files import FileDamaged, Files
 from services.storage.openings import Opened, Openings
 from services.storage.serving import Representation, may_redirect, serve
 from services.storage.settings import Settings
-from shared.blobs.store import LeaseUnavailable, Stored, UploadNotFound
+from shared.blobs.store import LeaseUnavailable, UploadNotFound
 from shared.errors import ApiError, NotFound, Unavailable
 from shared.identity import principal_of
 from shared.sidecar import SidecarDamaged
@@ -37,7 +39,7 @@ OPENINGS: Final = web.AppKey("openings", Openings)
 SETTINGS: Final = web.AppKey("storage_settings", Settings)
 
 _URL_S: Final = 60
-"""How long a URL of the store is good: a client that is sent there goes at once."""
+"""How long a URL of the store is good at most: a client that is sent there goes at once."""
 
 
 def add_storage_routes(router: web.UrlDispatcher) -> None:
@@ -85,7 +87,8 @@ async def send(
     file: Opened,
     *,
     filename: str = "",
-    claim: Callable[[], Awaitable[None]] | None = None,
+    ends_at: float = inf,
+    claim: Claim | None = None,
 ) -> web.StreamResponse:
     """Answer with a file, or the parts of it that were asked for, and close it.
 
@@ -93,6 +96,8 @@ async def send(
         request: A GET or HEAD.
         file: The file.
         filename: To save it under; empty: its own.
+        ends_at: When whoever asks has no right to it any more, by this or any other way; UTC,
+            seconds since the epoch.
         claim: Called before the first byte is sent; may refuse. The bytes are sent by no
             other way then, where nobody would ask.
 
@@ -112,30 +117,27 @@ async def send(
             request,
             what,
             stall_timeout_s=request.app[SETTINGS].download_stall_timeout,
-            before_bytes=partial(_before_bytes, request, file.stored, what, claim),
+            elsewhere=None if claim else partial(_elsewhere, request, file, what, ends_at),
+            claim=claim,
         )
     finally:
         if file.fd is not None:
             os.close(file.fd)
 
 
-async def _before_bytes(
-    request: web.Request,
-    stored: Stored,
-    what: Representation,
-    claim: Callable[[], Awaitable[None]] | None,
+async def _elsewhere(
+    request: web.Request, file: Opened, what: Representation, ends_at: float
 ) -> str | None:
     """Return where the bytes are to be had, if not here."""
-    if claim is not None:
-        await claim()
-        return None
-    if request.app[SETTINGS].s3_download == "proxy" or not may_redirect(request):
+    lifetime_s = int(min(_URL_S, ends_at - time.time()))
+    settings = request.app[SETTINGS]
+    if settings.s3_download == "proxy" or not may_redirect(request) or lifetime_s < 1:
         return None
     return await request.app[FILES].url_of(
-        stored,
+        file.stored,
         disposition=what.disposition,
         content_type=what.content_type,
-        lifetime_s=_URL_S,
+        lifetime_s=lifetime_s,
     )
 
 

@@ -5,17 +5,19 @@ Knows neither files nor links: it is told what the bytes are, and where they com
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, NamedTuple
 
 from aiohttp import web
 from multidict import CIMultiDict
 from prometheus_client import Counter
 
+from services.storage.claiming import Claim, Read, claim_at_first, claim_readable
 from services.storage.conditions import Validators, field
 from services.storage.errors import PreconditionFailed, RangeNotSatisfiable
+from services.storage.gathering import gathered
 from services.storage.multipart import Layout, Part, several, single
-from services.storage.ranges import Selection, content_range, select
+from services.storage.ranges import Selection, Span, content_range, select
 from services.storage.repr_digest import repr_digest
 from services.storage.sendfile import send_file
 from services.storage.streaming import opened
@@ -44,8 +46,7 @@ class Representation(NamedTuple):
     """Of all bytes, hex, by algorithm."""
     fd: int | None
     """``None``: the bytes come from ``read``."""
-    read: Callable[[int, int], AsyncIterator[bytes]]
-    """Yields bytes from an offset, so many."""
+    read: Read
 
 
 async def serve(
@@ -53,7 +54,8 @@ async def serve(
     what: Representation,
     *,
     stall_timeout_s: float,
-    before_bytes: Callable[[], Awaitable[str | None]] | None = None,
+    elsewhere: Callable[[], Awaitable[str | None]] | None = None,
+    claim: Claim | None = None,
 ) -> web.StreamResponse:
     """Answer with all of it, the parts of it that were asked for, or why not.
 
@@ -61,11 +63,12 @@ async def serve(
         request: A GET or HEAD.
         what: The bytes.
         stall_timeout_s: Seconds that a client may take to accept 4 KiB.
-        before_bytes: Called once bytes are to be sent, before the first; may refuse. If it
-            returns a URL, the client is sent there for them.
+        elsewhere: Called once bytes are to be sent. If it returns a URL, the client is sent
+            there for them.
+        claim: Called when the first bytes are at hand, before they are sent; may refuse.
 
     Raises:
-        ApiError: ``before_bytes`` has refused.
+        ApiError: ``claim`` has refused.
         UploadNotFound, OSError: The bytes cannot be read, and nothing was sent.
 
     """
@@ -77,8 +80,10 @@ async def serve(
     )
     response, layout = _response(request, what, selection)
     if request.method == "GET" and layout is not None:
-        if before_bytes is not None and (url := await before_bytes()):
+        if elsewhere is not None and (url := await elsewhere()):
             return _redirect(what, url)
+        if claim is not None:
+            what = await _claimed(what, layout.parts[0].span, claim)
         sent_all = await _send(request, response, layout, what, stall_timeout_s)
     else:
         await response.prepare(request)
@@ -86,6 +91,17 @@ async def serve(
     if sent_all:  # else the client has gone, or the store; the connection is cut
         await response.write_eof()
     return response
+
+
+async def _claimed(what: Representation, first: Span, claim: Claim) -> Representation:
+    """Claim the bytes, or have them claimed as the first of them come."""
+    if not first.length:
+        await claim()
+    elif what.fd is None:
+        return what._replace(read=claim_at_first(what.read, claim))
+    else:
+        await claim_readable(what.fd, first.start, claim)
+    return what
 
 
 def may_redirect(request: web.Request) -> bool:
@@ -110,6 +126,20 @@ async def _send(
     stall_s: float,
 ) -> bool:
     """Send head and body of an answer; return whether all of it went out."""
+    if what.fd is None and len(layout.parts) > 1:
+        async with gathered(what.read, [part.span for part in layout.parts]) as read:
+            near = what._replace(read=read)
+            return await _send_parts(request, response, layout, near, stall_s)
+    return await _send_parts(request, response, layout, what, stall_s)
+
+
+async def _send_parts(
+    request: web.Request,
+    response: web.StreamResponse,
+    layout: Layout,
+    what: Representation,
+    stall_s: float,
+) -> bool:
     for part in layout.parts:
         length = part.span.length
         sent = await _send_part(request, response, part, what, stall_s)
