@@ -138,9 +138,12 @@ _FILES: Final = Section(
             summary="Delete a file",
             about="When this is answered the bytes are durably gone; downloads under way go on "
             "to their end. The others learn of it by an event.",
-            parameters=(_ID,),
-            responses={204: Response("It is gone.")},
-            errors=(NotFound, Conflict, Unavailable),
+            parameters=(
+                _ID,
+                *(one for one in _CONDITIONS if one.name != "If-Modified-Since"),
+            ),
+            responses={204: Response("It is gone."), 412: Response("", _VALIDATORS)},
+            errors=(NotFound, Conflict, PreconditionFailed, Unavailable),
             examples=(
                 'curl -X DELETE $URL/api/v1/storage/$ID -H "Authorization: Bearer $TOKEN"',
             ),

@@ -13,12 +13,14 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from services.storage.claiming import Claim
+from services.storage.conditions import refusal
 from services.storage.disposition import content_disposition
+from services.storage.errors import PreconditionFailed
 from services.storage.files import FileDamaged, Files
-from services.storage.openings import Opened, Openings
+from services.storage.openings import Opened, Openings, headers_of, validators_of
 from services.storage.serving import Representation, may_redirect, serve
 from services.storage.settings import Settings
-from shared.blobs.store import LeaseUnavailable, UploadNotFound
+from shared.blobs.store import LeaseUnavailable, Stored, UploadNotFound
 from shared.errors import ApiError, NotFound, Unavailable
 from shared.identity import principal_of
 from shared.sidecar import SidecarDamaged
@@ -40,6 +42,9 @@ SETTINGS: Final = web.AppKey("storage_settings", Settings)
 
 _URL_S: Final = 60
 """How long a URL of the store is good at most: a client that is sent there goes at once."""
+
+_ABOUT_DELETES: Final = ("If-Match", "If-None-Match", "If-Unmodified-Since")
+"""Conditions that methods which change something must keep to."""
 
 
 def add_storage_routes(router: web.UrlDispatcher) -> None:
@@ -144,5 +149,20 @@ async def _elsewhere(
 @explains_failures
 async def delete(request: web.Request) -> web.StreamResponse:
     """DELETE: 204 once the file is durably gone; 404 the second time."""
-    await request.app[FILES].delete(request.match_info["file_id"], principal_of(request))
+    files, file_id = request.app[FILES], request.match_info["file_id"]
+    if any(name in request.headers for name in _ABOUT_DELETES):
+        _check_conditions(request, await files.find(file_id, principal_of(request)))
+    await files.delete(file_id, principal_of(request))
     return web.Response(status=204)
+
+
+def _check_conditions(request: web.Request, stored: Stored) -> None:
+    """Refuse what the client wants of other bytes than these (RFC 9110, section 13.1.1).
+
+    The bytes of an id never change, so what holds now holds until it is deleted.
+    """
+    own = validators_of(stored)
+    if refusal(request.headers, request.method, own) is not None:
+        raise PreconditionFailed(
+            "The file does not meet the conditions.", headers=headers_of(own)
+        )

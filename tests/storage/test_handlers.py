@@ -575,6 +575,33 @@ async def test_delete(
     assert (event.seq, event.upload.filename) == (4, "report.pdf")
 
 
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"If-Match": '"other"'}, 412),
+        ({"If-Match": 'W/"{id}"'}, 412),
+        ({"If-Match": '"other", "{id}"'}, 204),
+        ({"If-None-Match": "*"}, 412),
+        ({"If-Unmodified-Since": formatdate(0, usegmt=True)}, 412),
+        ({"If-Modified-Since": formatdate(0, usegmt=True)}, 204),
+    ],
+)
+async def test_delete_under_conditions(
+    storage: Client, file_id: str, headers: Mapping[str, str], status: int
+) -> None:
+    """Whoever wants other bytes deleted than those that are there deletes nothing."""
+    given = {name: value.format(id=file_id) for name, value in headers.items()}
+
+    answer = await storage.delete(path_of(file_id), headers=given)
+
+    assert answer.status == status
+    if status == 412:
+        await assert_problem(answer, 412, "PRECONDITION_FAILED")
+        assert answer.headers["ETag"] == f'"{file_id}"'
+    left = await storage.get(path_of(file_id))
+    assert left.status == (200 if status == 412 else 404)
+
+
 async def test_deletes_that_race(
     aiohttp_client: MakeClient,
     settings: Settings,
