@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 from shared.blobs.artifacts import Artifact, is_artifact_name
 from shared.blobs.durable import sync_data, sync_directory, write_all
 from shared.blobs.filesystem_chunks import remove_chunks
+from shared.blobs.regular_files import open_regular
 from shared.blobs.store import UploadNotFound
 from shared.sidecar import is_upload_id
 
@@ -30,7 +31,6 @@ __all__ = ["FOLDER", "UNFINISHED", "FilesystemArtifacts"]
 FOLDER: Final = ".artifacts"
 UNFINISHED: Final = ".new-"
 _PIECE: Final = 1024 * 1024
-_READ: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 class FilesystemArtifacts:
@@ -123,10 +123,7 @@ class FilesystemArtifacts:
     def _open(self, upload_id: str, name: str) -> int:
         if is_upload_id(upload_id) and is_artifact_name(name):
             with contextlib.suppress(FileNotFoundError):
-                fd = os.open(self._folder(upload_id) / name, _READ)
-                if stat.S_ISREG(os.fstat(fd).st_mode):
-                    return fd
-                os.close(fd)
+                return open_regular(self._folder(upload_id) / name)
         raise UploadNotFound(upload_id)
 
     async def read_range(
