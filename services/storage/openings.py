@@ -170,10 +170,12 @@ def _opened(stored: Stored, fd: int | None, content_type: str) -> Opened:
 
 
 def headers_of(validators: Validators) -> CIMultiDict[str]:
-    """Return the headers of every answer about bytes that have these validators."""
+    """Return the headers of every answer about bytes that have these validators (RFC 9110)."""
     headers = CIMultiDict(_SAFE_HEADERS)
     headers["ETag"] = validators.etag
-    headers["Last-Modified"] = formatdate(validators.modified_s, usegmt=True)
+    # Section 8.8.2.1: never later than this answer, whatever the clock of the writer said.
+    modified_s = min(validators.modified_s, time.time())
+    headers["Last-Modified"] = formatdate(modified_s, usegmt=True)
     return headers
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, NamedTuple
 
+import structlog
 from aiohttp import web
 from multidict import CIMultiDict
 from prometheus_client import Counter
@@ -19,11 +20,14 @@ from services.storage.gathering import gathered
 from services.storage.multipart import Layout, Part, several, single
 from services.storage.ranges import Selection, Span, content_range, select
 from services.storage.repr_digest import repr_digest
-from services.storage.sendfile import send_file
+from services.storage.sendfile import abort, duplicate, send_file
 from services.storage.streaming import opened
+from shared.blobs.store import UploadNotFound
 from shared.web import problem
 
 __all__ = ["Representation", "may_redirect", "serve"]
+
+log = structlog.stdlib.get_logger(__name__)
 
 SENT = Counter("storage_bytes_total", "Bytes of files sent.")
 
@@ -84,13 +88,28 @@ async def serve(
             return _redirect(what, url)
         if claim is not None:
             what = await _claimed(what, layout.parts[0].span, claim)
-        sent_all = await _send(request, response, layout, what, stall_timeout_s)
+        try:
+            sent_all = await _send(request, response, layout, what, stall_timeout_s)
+        except (OSError, UploadNotFound) as exc:
+            if isinstance(exc, ConnectionError) or not response.prepared:
+                raise
+            _cut(request, exc)
+            sent_all = False
     else:
         await response.prepare(request)
         sent_all = True
     if sent_all:  # else the client has gone, or the store; the connection is cut
         await response.write_eof()
     return response
+
+
+def _cut(request: web.Request, why: Exception) -> None:
+    """End the connection: whatever were answered now would be taken for bytes of the file."""
+    log.error("store_failed_in_a_download", error=repr(why))
+    transport = request.transport
+    if transport is not None and not transport.is_closing():
+        with duplicate(transport) as sock:
+            abort(transport, sock)
 
 
 async def _claimed(what: Representation, first: Span, claim: Claim) -> Representation:

@@ -162,3 +162,30 @@ async def test_near_ranges_are_one_read(storage: Client, path: str, s3: S3Proxy)
     parts = body.split(b"\r\n\r\n")[1:]
     assert [one[:1] for one in parts] == [CONTENT[1000 * n : 1000 * n + 1] for n in range(50)]
     assert len(gets_of(s3, path)) == before + 1
+
+
+async def test_a_store_that_fails_between_parts(
+    storage: Client, path: str, s3: S3Proxy
+) -> None:
+    """The connection is cut: no refusal is written into a body that has begun."""
+    before, server = len(gets_of(s3, path)), storage.server
+    assert server is not None
+
+    def refuse_the_second(call: Call) -> Fate:
+        is_later = call in gets_of(s3, path)[before + 1 :]
+        return "refuse" if is_later else "pass"
+
+    s3.decide = refuse_the_second
+    reader, writer = await asyncio.open_connection(server.host, server.port)
+    with closing(writer):
+        lines = [f"GET {path} HTTP/1.1", "Host: localhost", "Range: bytes=0-9,900000-900009"]
+        lines += [f"{name}: {value}" for name, value in OWNER.items()]
+        writer.write("\r\n".join([*lines, "", ""]).encode())
+        answer = b""
+        async with asyncio.timeout(30):
+            with suppress(ConnectionError):
+                while block := await reader.read(65536):
+                    answer += block
+    assert len(gets_of(s3, path)) > before + 1
+    assert answer.startswith(b"HTTP/1.1 206")
+    assert answer.count(b"HTTP/1.1") == 1
