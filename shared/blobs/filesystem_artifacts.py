@@ -12,14 +12,14 @@ import fcntl
 import os
 import secrets
 import stat
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from shared.blobs.artifacts import Artifact, is_artifact_name
 from shared.blobs.durable import sync_data, sync_directory, write_all
 from shared.blobs.filesystem_chunks import remove_chunks
-from shared.blobs.regular_files import open_regular
+from shared.blobs.regular_files import open_folder, open_regular
 from shared.blobs.store import UploadNotFound
 from shared.sidecar import is_upload_id
 
@@ -65,8 +65,12 @@ class FilesystemArtifacts:
         while True:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(fresh.parent, 0o700)
-            with contextlib.suppress(FileNotFoundError):  # the upload has just gone
-                fd = os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            with (
+                contextlib.suppress(FileNotFoundError),  # the upload has just gone
+                _opened(fresh.parent) as folder,
+            ):
+                flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
+                fd = os.open(fresh.name, flags, 0o600, dir_fd=folder)
                 fcntl.flock(fd, fcntl.LOCK_EX)
                 return fd
 
@@ -107,7 +111,8 @@ class FilesystemArtifacts:
         found = []
         with (
             contextlib.suppress(FileNotFoundError),
-            os.scandir(self._folder(upload_id)) as entries,
+            _opened(self._folder(upload_id)) as folder,
+            os.scandir(folder) as entries,
         ):
             for entry in entries:
                 with contextlib.suppress(FileNotFoundError):
@@ -122,8 +127,11 @@ class FilesystemArtifacts:
 
     def _open(self, upload_id: str, name: str) -> int:
         if is_upload_id(upload_id) and is_artifact_name(name):
-            with contextlib.suppress(FileNotFoundError):
-                return open_regular(self._folder(upload_id) / name)
+            with (
+                contextlib.suppress(FileNotFoundError),
+                _opened(self._folder(upload_id)) as folder,
+            ):
+                return open_regular(name, folder=folder)
         raise UploadNotFound(upload_id)
 
     async def read_range(
@@ -147,6 +155,15 @@ class FilesystemArtifacts:
     async def remove(self, upload_id: str) -> None:
         if is_upload_id(upload_id):
             await self._store.run(remove_chunks, self._folder(upload_id))
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    folder = open_folder(path)
+    try:
+        yield folder
+    finally:
+        os.close(folder)
 
 
 def _artifact(name: str, look: os.stat_result) -> Artifact:

@@ -14,7 +14,7 @@ from typing import Any, Final
 __all__ = ["Body"]
 
 _PIECE: Final = 1024 * 1024
-_REST_S: Final = 5.0
+_REST_S: Final = 10.0
 """How long a reader keeps a connection without taking what came over it: longer than one needs
 that is only slow."""
 

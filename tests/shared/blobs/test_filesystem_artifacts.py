@@ -127,3 +127,24 @@ async def test_what_is_no_file(open_store: OpenStore, data_dir: Path, planted: s
     with pytest.raises((UploadNotFound, OSError)):
         await store.artifacts.open(upload_id, "b")
     assert [one.name for one in await store.artifacts.all(upload_id)] == ["a"]
+
+
+async def test_a_link_in_place_of_the_folder(
+    open_store: OpenStore, data_dir: Path, tmp_path: Path
+) -> None:
+    """Whoever plants a link there makes nothing readable that lies elsewhere, nor writes it."""
+    store, elsewhere = open_store(), tmp_path / "elsewhere"
+    upload_id = await filled(store, b"x")
+    elsewhere.mkdir()
+    (elsewhere / "secret").write_bytes(b"of somebody else")
+    (data_dir / upload_id[:2] / f"{upload_id}.artifacts").symlink_to(elsewhere)
+
+    for attempt in (
+        store.artifacts.open(upload_id, "secret"),
+        store.artifacts.all(upload_id),
+        store.artifacts.put(upload_id, "secret", pieces(b"mine")),
+    ):
+        with pytest.raises(OSError, match="directory"):
+            await attempt
+    await store.artifacts.remove(upload_id)
+    assert (elsewhere / "secret").read_bytes() == b"of somebody else"
