@@ -4,7 +4,8 @@ Each upload is counted from its creation with the length that it declares, so th
 are opened at once, they cannot pass a limit together; without a length it is counted as its
 bytes come. Bytes count until the upload is gone or has failed, a complete file's until it is
 deleted. One script does it in one step (``quotas.lua``), and sets what an upload counts for
-rather than adding to it, so repeating it is harmless.
+rather than adding to it, so repeating it is harmless. What is made of a file, its artifacts,
+counts for nobody: workers decide what that is, not users.
 
 The counts are in Redis and derived from the store. What could not be written there comes with
 the upload's events, and a Redis that has forgotten them gets them counted anew; until then, and

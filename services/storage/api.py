@@ -91,7 +91,8 @@ _DOWNLOAD: Final = Operation(
         ),
         304: Response("The client has it already.", _VALIDATORS),
         307: Response(
-            "The bytes are to be had there, for a minute; with S3_DOWNLOAD=redirect only.",
+            "The bytes are to be had there, for a minute at most, and no longer than the link "
+            "that led here is good; with S3_DOWNLOAD=redirect only.",
             (
                 Header("Location", str, "A URL of the S3 server, good for anybody"),
                 Header("Cache-Control", str, "`no-store`"),
@@ -137,10 +138,14 @@ _FILES: Final = Section(
             path=_PATH,
             summary="Delete a file",
             about="When this is answered the bytes are durably gone; downloads under way go on "
-            "to their end. The others learn of it by an event.",
-            parameters=(_ID,),
-            responses={204: Response("It is gone.")},
-            errors=(NotFound, Conflict, Unavailable),
+            "to their end; from S3 only those that the client does not let rest. The others "
+            "learn of it by an event.",
+            parameters=(
+                _ID,
+                *(one for one in _CONDITIONS if one.name != "If-Modified-Since"),
+            ),
+            responses={204: Response("It is gone."), 412: Response("", _VALIDATORS)},
+            errors=(NotFound, Conflict, PreconditionFailed, Unavailable),
             examples=(
                 'curl -X DELETE $URL/api/v1/storage/$ID -H "Authorization: Bearer $TOKEN"',
             ),

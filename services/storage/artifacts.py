@@ -96,7 +96,9 @@ async def download_artifact(request: web.Request) -> web.StreamResponse:
     await files.find(file_id, principal_of(request))
     artifact, fd = await files.artifacts.open(file_id, request.match_info["name"])
     try:
-        validators = Validators(f'"{artifact.tag}"', int(artifact.modified_at))
+        validators = Validators(
+            f'"{artifact.tag}"', int(artifact.modified_at), replaceable=True
+        )
         what = Representation(
             size=artifact.size,
             validators=validators,

@@ -33,7 +33,7 @@ _DATES: Final = (
 
 
 class Validators(NamedTuple):
-    """What tells a stored file from others. Its bytes never change, so all of it is strong."""
+    """What tells stored bytes from others."""
 
     etag: str
     """As it is sent, with quotes."""
@@ -41,6 +41,9 @@ class Validators(NamedTuple):
     """Its Last-Modified."""
     former: str = ""
     """A tag that was sent before a better one was known. Who has it has the same bytes."""
+    replaceable: bool = False
+    """Other bytes may come in the place of these within the same second. Then the date is a
+    weak validator (section 8.8.2.2); of bytes that never change it is a strong one."""
 
     def has(self, tag: str, *, weak: bool = False) -> bool:
         """Tell whether a tag of a request is one of its own (section 8.8.3.2)."""
@@ -78,10 +81,13 @@ def refusal(headers: Mapping[str, str], method: str, own: Validators) -> int | N
 
 
 def names_exactly(condition: str, own: Validators) -> bool:
-    """Tell whether an If-Range names exactly this representation (section 13.1.5)."""
+    """Tell whether an If-Range names exactly this representation (section 13.1.5).
+
+    A weak validator never does, be it a tag or a date.
+    """
     if _ENTITY_TAG.fullmatch(condition):
         return own.has(condition)
-    return _parse_http_date(condition) == own.modified_s
+    return not own.replaceable and _parse_http_date(condition) == own.modified_s
 
 
 def field(headers: Mapping[str, str], name: str) -> str | None:

@@ -155,7 +155,7 @@ class Files:
         """Delete the caller's file: the tombstone first, then the bytes, then the event.
 
         A crash between the steps is made up for by the outbox sweep. Downloads under way
-        go on to their end.
+        go on to their end; from S3 only if the client does not let them rest.
 
         Raises:
             NotFound, Forbidden, SidecarDamaged: As ``find``.

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable
+import time
 from functools import partial, wraps
+from math import inf
 from typing import Final
 
 import structlog
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from services.storage.claiming import Claim
+from services.storage.conditions import refusal
 from services.storage.disposition import content_disposition
+from services.storage.errors import PreconditionFailed
 from services.storage.files import FileDamaged, Files
-from services.storage.openings import Opened, Openings
+from services.storage.openings import Opened, Openings, headers_of, validators_of
 from services.storage.serving import Representation, may_redirect, serve
 from services.storage.settings import Settings
 from shared.blobs.store import LeaseUnavailable, Stored, UploadNotFound
@@ -37,7 +41,10 @@ OPENINGS: Final = web.AppKey("openings", Openings)
 SETTINGS: Final = web.AppKey("storage_settings", Settings)
 
 _URL_S: Final = 60
-"""How long a URL of the store is good: a client that is sent there goes at once."""
+"""How long a URL of the store is good at most: a client that is sent there goes at once."""
+
+_ABOUT_DELETES: Final = ("If-Match", "If-None-Match", "If-Unmodified-Since")
+"""Conditions that methods which change something must keep to."""
 
 
 def add_storage_routes(router: web.UrlDispatcher) -> None:
@@ -85,7 +92,8 @@ async def send(
     file: Opened,
     *,
     filename: str = "",
-    claim: Callable[[], Awaitable[None]] | None = None,
+    ends_at: float = inf,
+    claim: Claim | None = None,
 ) -> web.StreamResponse:
     """Answer with a file, or the parts of it that were asked for, and close it.
 
@@ -93,6 +101,8 @@ async def send(
         request: A GET or HEAD.
         file: The file.
         filename: To save it under; empty: its own.
+        ends_at: When whoever asks has no right to it any more, by this or any other way; UTC,
+            seconds since the epoch.
         claim: Called before the first byte is sent; may refuse. The bytes are sent by no
             other way then, where nobody would ask.
 
@@ -112,35 +122,47 @@ async def send(
             request,
             what,
             stall_timeout_s=request.app[SETTINGS].download_stall_timeout,
-            before_bytes=partial(_before_bytes, request, file.stored, what, claim),
+            elsewhere=None if claim else partial(_elsewhere, request, file, what, ends_at),
+            claim=claim,
         )
     finally:
         if file.fd is not None:
             os.close(file.fd)
 
 
-async def _before_bytes(
-    request: web.Request,
-    stored: Stored,
-    what: Representation,
-    claim: Callable[[], Awaitable[None]] | None,
+async def _elsewhere(
+    request: web.Request, file: Opened, what: Representation, ends_at: float
 ) -> str | None:
     """Return where the bytes are to be had, if not here."""
-    if claim is not None:
-        await claim()
-        return None
-    if request.app[SETTINGS].s3_download == "proxy" or not may_redirect(request):
+    lifetime_s = int(min(_URL_S, ends_at - time.time()))
+    settings = request.app[SETTINGS]
+    if settings.s3_download == "proxy" or not may_redirect(request) or lifetime_s < 1:
         return None
     return await request.app[FILES].url_of(
-        stored,
+        file.stored,
         disposition=what.disposition,
         content_type=what.content_type,
-        lifetime_s=_URL_S,
+        lifetime_s=lifetime_s,
     )
 
 
 @explains_failures
 async def delete(request: web.Request) -> web.StreamResponse:
     """DELETE: 204 once the file is durably gone; 404 the second time."""
-    await request.app[FILES].delete(request.match_info["file_id"], principal_of(request))
+    files, file_id = request.app[FILES], request.match_info["file_id"]
+    if any(name in request.headers for name in _ABOUT_DELETES):
+        _check_conditions(request, await files.find(file_id, principal_of(request)))
+    await files.delete(file_id, principal_of(request))
     return web.Response(status=204)
+
+
+def _check_conditions(request: web.Request, stored: Stored) -> None:
+    """Refuse what the client wants of other bytes than these (RFC 9110, section 13.1.1).
+
+    The bytes of an id never change, so what holds now holds until it is deleted.
+    """
+    own = validators_of(stored)
+    if refusal(request.headers, request.method, own) is not None:
+        raise PreconditionFailed(
+            "The file does not meet the conditions.", headers=headers_of(own)
+        )

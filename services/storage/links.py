@@ -3,7 +3,8 @@
 The token stands in the query of the URL, never in its path: paths are logged. A link ends with
 its time, with its file, when its file's links are revoked, and, if it is good once, with the
 first answer that has bytes of the file. That may be a part of it: a program that seeks wants
-several, and needs a link that may be used again.
+several, and needs a link that may be used again. Whatever fails before the first byte is there
+leaves a link unused; what breaks off behind it does not.
 """
 
 from __future__ import annotations
@@ -198,11 +199,30 @@ async def follow_link(request: web.Request) -> web.StreamResponse:
     stored = await request.app[FILES].find_linked(file_id)
     if stored.sidecar.link_generation != terms.generation:
         raise LinkEnded("This link has been revoked.", error_code="LINK_REVOKED")
-    claim = partial(_claim, request, terms) if terms.single_use else None
+    claim = None
+    if terms.single_use:
+        if await request.app[SINGLE_USE].is_used(terms.nonce):
+            raise _used()
+        claim = partial(_claim, request, terms)
     file = await request.app[OPENINGS].open_found(stored)
-    return await send(request, file, filename=terms.filename, claim=claim)
+    return await send(
+        request, file, filename=terms.filename, ends_at=terms.expires_at, claim=claim
+    )
 
 
 async def _claim(request: web.Request, terms: LinkTerms) -> None:
+    """Use a link, for a client that is still there.
+
+    Raises:
+        LinkEnded: It has been used.
+        ConnectionError: The client has gone; it may come again.
+
+    """
+    if request.transport is None or request.transport.is_closing():
+        raise ConnectionResetError
     if not await request.app[SINGLE_USE].claim(terms.nonce, terms.expires_at):
-        raise LinkEnded("This link was good once, and has been used.", error_code="LINK_USED")
+        raise _used()
+
+
+def _used() -> LinkEnded:
+    return LinkEnded("This link was good once, and has been used.", error_code="LINK_USED")

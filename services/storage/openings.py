@@ -25,7 +25,7 @@ from shared.blobs.filesystem import FilesystemStore
 from shared.blobs.store import BlobStore, Stored, UploadNotFound
 from shared.identity import Principal
 
-__all__ = ["Opened", "Openings", "headers_of"]
+__all__ = ["Opened", "Openings", "headers_of", "validators_of"]
 
 _FRESH_S: Final = 10.0
 """For so long what was looked at stays in memory, unless that is very short."""
@@ -163,21 +163,23 @@ def _mark(record: str) -> _Mark:
 
 
 def _opened(stored: Stored, fd: int | None, content_type: str) -> Opened:
-    validators = _validators(stored)
+    validators = validators_of(stored)
     headers = headers_of(validators)
     disposition = content_disposition(stored.sidecar.facts.filename)
     return Opened(stored, fd, content_type, validators, headers, disposition)
 
 
 def headers_of(validators: Validators) -> CIMultiDict[str]:
-    """Return the headers of every answer about bytes that have these validators."""
+    """Return the headers of every answer about bytes that have these validators (RFC 9110)."""
     headers = CIMultiDict(_SAFE_HEADERS)
     headers["ETag"] = validators.etag
-    headers["Last-Modified"] = formatdate(validators.modified_s, usegmt=True)
+    # Section 8.8.2.1: never later than this answer, whatever the clock of the writer said.
+    modified_s = min(validators.modified_s, time.time())
+    headers["Last-Modified"] = formatdate(modified_s, usegmt=True)
     return headers
 
 
-def _validators(stored: Stored) -> Validators:
+def validators_of(stored: Stored) -> Validators:
     """Return what tells the bytes of a file: their hash if it is known, else its id.
 
     A file may be hashed only after it can be downloaded. The tag that was sent until then

@@ -161,6 +161,12 @@ class Rebuilding:
             return False
         except SidecarDamaged:
             return True
+        except OSError as exc:
+            if not self._store.is_writable():
+                raise
+            # What is wrong with one file must not keep the others from being looked at.
+            log.error("record_not_read", upload_id=file_id, error=repr(exc))
+            return True
 
 
 async def rebuild_when_lost(redis: Redis, store: BlobStore, records: Records) -> None:

@@ -5,23 +5,29 @@ Knows neither files nor links: it is told what the bytes are, and where they com
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, NamedTuple
 
+import structlog
 from aiohttp import web
 from multidict import CIMultiDict
 from prometheus_client import Counter
 
+from services.storage.claiming import Claim, Read, claim_at_first, claim_readable
 from services.storage.conditions import Validators, field
 from services.storage.errors import PreconditionFailed, RangeNotSatisfiable
+from services.storage.gathering import gathered
 from services.storage.multipart import Layout, Part, several, single
-from services.storage.ranges import Selection, content_range, select
+from services.storage.ranges import Selection, Span, content_range, select
 from services.storage.repr_digest import repr_digest
-from services.storage.sendfile import send_file
+from services.storage.sendfile import abort, duplicate, send_file
 from services.storage.streaming import opened
+from shared.blobs.store import UploadNotFound
 from shared.web import problem
 
 __all__ = ["Representation", "may_redirect", "serve"]
+
+log = structlog.stdlib.get_logger(__name__)
 
 SENT = Counter("storage_bytes_total", "Bytes of files sent.")
 
@@ -44,8 +50,7 @@ class Representation(NamedTuple):
     """Of all bytes, hex, by algorithm."""
     fd: int | None
     """``None``: the bytes come from ``read``."""
-    read: Callable[[int, int], AsyncIterator[bytes]]
-    """Yields bytes from an offset, so many."""
+    read: Read
 
 
 async def serve(
@@ -53,7 +58,8 @@ async def serve(
     what: Representation,
     *,
     stall_timeout_s: float,
-    before_bytes: Callable[[], Awaitable[str | None]] | None = None,
+    elsewhere: Callable[[], Awaitable[str | None]] | None = None,
+    claim: Claim | None = None,
 ) -> web.StreamResponse:
     """Answer with all of it, the parts of it that were asked for, or why not.
 
@@ -61,11 +67,12 @@ async def serve(
         request: A GET or HEAD.
         what: The bytes.
         stall_timeout_s: Seconds that a client may take to accept 4 KiB.
-        before_bytes: Called once bytes are to be sent, before the first; may refuse. If it
-            returns a URL, the client is sent there for them.
+        elsewhere: Called once bytes are to be sent. If it returns a URL, the client is sent
+            there for them.
+        claim: Called when the first bytes are at hand, before they are sent; may refuse.
 
     Raises:
-        ApiError: ``before_bytes`` has refused.
+        ApiError: ``claim`` has refused.
         UploadNotFound, OSError: The bytes cannot be read, and nothing was sent.
 
     """
@@ -77,15 +84,43 @@ async def serve(
     )
     response, layout = _response(request, what, selection)
     if request.method == "GET" and layout is not None:
-        if before_bytes is not None and (url := await before_bytes()):
+        if elsewhere is not None and (url := await elsewhere()):
             return _redirect(what, url)
-        sent_all = await _send(request, response, layout, what, stall_timeout_s)
+        if claim is not None:
+            what = await _claimed(what, layout.parts[0].span, claim)
+        try:
+            sent_all = await _send(request, response, layout, what, stall_timeout_s)
+        except (OSError, UploadNotFound) as exc:
+            if isinstance(exc, ConnectionError) or not response.prepared:
+                raise
+            _cut(request, exc)
+            sent_all = False
     else:
         await response.prepare(request)
         sent_all = True
     if sent_all:  # else the client has gone, or the store; the connection is cut
         await response.write_eof()
     return response
+
+
+def _cut(request: web.Request, why: Exception) -> None:
+    """End the connection: whatever were answered now would be taken for bytes of the file."""
+    log.error("store_failed_in_a_download", error=repr(why))
+    transport = request.transport
+    if transport is not None and not transport.is_closing():
+        with duplicate(transport) as sock:
+            abort(transport, sock)
+
+
+async def _claimed(what: Representation, first: Span, claim: Claim) -> Representation:
+    """Claim the bytes, or have them claimed as the first of them come."""
+    if not first.length:
+        await claim()
+    elif what.fd is None:
+        return what._replace(read=claim_at_first(what.read, claim))
+    else:
+        await claim_readable(what.fd, first.start, claim)
+    return what
 
 
 def may_redirect(request: web.Request) -> bool:
@@ -110,6 +145,20 @@ async def _send(
     stall_s: float,
 ) -> bool:
     """Send head and body of an answer; return whether all of it went out."""
+    if what.fd is None and len(layout.parts) > 1:
+        async with gathered(what.read, [part.span for part in layout.parts]) as read:
+            near = what._replace(read=read)
+            return await _send_parts(request, response, layout, near, stall_s)
+    return await _send_parts(request, response, layout, what, stall_s)
+
+
+async def _send_parts(
+    request: web.Request,
+    response: web.StreamResponse,
+    layout: Layout,
+    what: Representation,
+    stall_s: float,
+) -> bool:
     for part in layout.parts:
         length = part.span.length
         sent = await _send_part(request, response, part, what, stall_s)

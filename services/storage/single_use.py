@@ -33,6 +33,18 @@ class SingleUse:
     def __init__(self, redis: Redis) -> None:
         self._redis: Final = redis
 
+    async def is_used(self, nonce: bytes) -> bool:
+        """Tell whether a link has been used.
+
+        Raises:
+            Unavailable: Redis is away.
+
+        """
+        try:
+            return bool(await command(self._redis, "EXISTS", _key(nonce)))
+        except REDIS_FAILURES:
+            raise _unknown() from None
+
     async def claim(self, nonce: bytes, expires_at: int) -> bool:
         """Use a link; return whether this is the first time.
 
@@ -47,8 +59,16 @@ class SingleUse:
         kept_s = max(expires_at - int(time.time()), 0) + _KEPT_LONGER_S
         try:
             before = await command(
-                self._redis, "SET", f"file:link:{nonce.hex()}", own, "NX", "GET", "EX", kept_s
+                self._redis, "SET", _key(nonce), own, "NX", "GET", "EX", kept_s
             )
         except REDIS_FAILURES:
-            raise Unavailable("Whether this link was used cannot be told now.") from None
+            raise _unknown() from None
         return before in {None, own}
+
+
+def _key(nonce: bytes) -> str:
+    return f"file:link:{nonce.hex()}"
+
+
+def _unknown() -> Unavailable:
+    return Unavailable("Whether this link was used cannot be told now.")

@@ -1,7 +1,8 @@
 """What a blob store promises of artifacts: files made of an upload's bytes, beside them.
 
 Thumbnails, tables, results. They belong to whom the upload belongs, and go with it. Each
-appears as a whole, may be replaced, and then has another tag.
+appears as a whole, may be replaced, and then has another tag. They count in no quota: quotas
+limit what users bring, and these are made by workers.
 """
 
 from __future__ import annotations

@@ -15,10 +15,8 @@ taken before it. All blocking calls run in disk threads.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
-import stat
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -37,6 +35,7 @@ from shared.blobs.filesystem_folder import SHARDS, prepare_folders
 from shared.blobs.filesystem_sharing import create_shared
 from shared.blobs.filesystem_sweep import remove_unborn, sweep_leftovers
 from shared.blobs.filesystem_writer import FilesystemWriter
+from shared.blobs.regular_files import checked, open_regular
 from shared.blobs.store import Chunk, Due, FsyncPolicy, Stored, UploadBusy, UploadNotFound
 from shared.leases import Lease, Leases
 from shared.sidecar import Sidecar, SidecarDamaged
@@ -53,19 +52,11 @@ _DISK_THREADS: Final = 16
 _SURVEY_BATCH: Final = 256
 _PIECE: Final = 1024 * 1024
 
-_READ: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
-
 
 def _checked(upload_id: str) -> str:
     if not sidecars.is_upload_id(upload_id):
         raise ValueError(f"no upload id: {upload_id!r}")
     return upload_id
-
-
-def _regular(look: os.stat_result) -> os.stat_result:
-    if not stat.S_ISREG(look.st_mode):  # as opening it would say
-        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-    return look
 
 
 class FilesystemStore:
@@ -141,7 +132,7 @@ class FilesystemStore:
             raise UploadNotFound(upload_id)
         for suffix in (".part", "", ".part"):  # a rename may fall between two looks
             with contextlib.suppress(FileNotFoundError):
-                look = _regular(os.lstat(self.path(upload_id, suffix)))
+                look = checked(os.lstat(self.path(upload_id, suffix)))
                 return Stored(
                     sidecar=sidecar,
                     offset=look.st_size,
@@ -165,7 +156,7 @@ class FilesystemStore:
 
         """
         try:
-            fd = os.open(self.path(upload_id, ".info"), _READ)
+            fd = open_regular(self.path(upload_id, ".info"))
         except FileNotFoundError:
             raise UploadNotFound(upload_id) from None
         with os.fdopen(fd, "rb") as file:
@@ -176,7 +167,7 @@ class FilesystemStore:
 
     async def open_blob(self, upload_id: str) -> int:
         try:
-            return await self.run(os.open, self.path(upload_id), _READ, undo=os.close)
+            return await self.run(open_regular, self.path(upload_id), undo=os.close)
         except FileNotFoundError:
             raise UploadNotFound(upload_id) from None
 
@@ -202,7 +193,7 @@ class FilesystemStore:
     def open_now(self, upload_id: str) -> int:
         for suffix in (".part", "", ".part"):
             with contextlib.suppress(FileNotFoundError):
-                return os.open(self.path(upload_id, suffix), _READ)
+                return open_regular(self.path(upload_id, suffix))
         raise UploadNotFound(upload_id)
 
     async def stage(self, upload_id: str) -> FilesystemChunk:

@@ -1,21 +1,25 @@
 """Artifacts on a file system: files in the folder ``<id>.artifacts`` beside the bytes.
 
-What is not whole yet is named ``.new-<random>``. All functions of this module block.
+What is not whole yet is named ``.new-<random>``, and locked by whoever writes it, so that it is
+no leftover however long the next bytes take. All functions of this module block.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import os
 import secrets
 import stat
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from shared.blobs.artifacts import Artifact, is_artifact_name
 from shared.blobs.durable import sync_data, sync_directory, write_all
 from shared.blobs.filesystem_chunks import remove_chunks
+from shared.blobs.regular_files import open_folder, open_regular
 from shared.blobs.store import UploadNotFound
 from shared.sidecar import is_upload_id
 
@@ -27,7 +31,6 @@ __all__ = ["FOLDER", "UNFINISHED", "FilesystemArtifacts"]
 FOLDER: Final = ".artifacts"
 UNFINISHED: Final = ".new-"
 _PIECE: Final = 1024 * 1024
-_READ: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 class FilesystemArtifacts:
@@ -62,26 +65,43 @@ class FilesystemArtifacts:
         while True:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(fresh.parent, 0o700)
-            with contextlib.suppress(FileNotFoundError):  # the upload has just gone
-                return os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            with (
+                contextlib.suppress(FileNotFoundError),  # the upload has just gone
+                _opened(fresh.parent) as folder,
+            ):
+                flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
+                fd = os.open(fresh.name, flags, 0o600, dir_fd=folder)
+                fcntl.flock(fd, fcntl.LOCK_EX)
+                return fd
 
     def _place(self, upload_id: str, fd: int, fresh: Path, name: str) -> Artifact:
         """Put what is whole into its place, then look whether the upload is still there.
 
         An end of the upload records itself before it removes: so either it finds this one,
         or this finds its record.
+
+        Raises:
+            UploadNotFound: The upload has gone, and so has what was made of it.
+            OSError: What was written has gone, though the upload is there: by a sweep that
+                does not see locks of other machines. The other artifacts stay.
+
         """
+        placed = False
         if self._store.fsync != "never":
             sync_data(fd)
-        try:
+        with contextlib.suppress(FileNotFoundError):
             fresh.rename(fresh.with_name(name))
             if self._store.fsync != "never":
                 sync_directory(fresh.parent)
                 sync_directory(fresh.parent.parent)
+            placed = True
+        try:
             self._check_wanted(upload_id)
-        except (FileNotFoundError, UploadNotFound):
+        except UploadNotFound:
             remove_chunks(fresh.parent)
-            raise UploadNotFound(upload_id) from None
+            raise
+        if not placed:
+            raise FileNotFoundError(errno.ENOENT, "the staged bytes were removed")
         return _artifact(name, os.fstat(fd))
 
     async def all(self, upload_id: str) -> list[Artifact]:
@@ -91,7 +111,8 @@ class FilesystemArtifacts:
         found = []
         with (
             contextlib.suppress(FileNotFoundError),
-            os.scandir(self._folder(upload_id)) as entries,
+            _opened(self._folder(upload_id)) as folder,
+            os.scandir(folder) as entries,
         ):
             for entry in entries:
                 with contextlib.suppress(FileNotFoundError):
@@ -106,11 +127,11 @@ class FilesystemArtifacts:
 
     def _open(self, upload_id: str, name: str) -> int:
         if is_upload_id(upload_id) and is_artifact_name(name):
-            with contextlib.suppress(FileNotFoundError):
-                fd = os.open(self._folder(upload_id) / name, _READ)
-                if stat.S_ISREG(os.fstat(fd).st_mode):
-                    return fd
-                os.close(fd)
+            with (
+                contextlib.suppress(FileNotFoundError),
+                _opened(self._folder(upload_id)) as folder,
+            ):
+                return open_regular(name, folder=folder)
         raise UploadNotFound(upload_id)
 
     async def read_range(
@@ -134,6 +155,15 @@ class FilesystemArtifacts:
     async def remove(self, upload_id: str) -> None:
         if is_upload_id(upload_id):
             await self._store.run(remove_chunks, self._folder(upload_id))
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    folder = open_folder(path)
+    try:
+        yield folder
+    finally:
+        os.close(folder)
 
 
 def _artifact(name: str, look: os.stat_result) -> Artifact:

@@ -26,6 +26,7 @@ from botocore.parsers import ResponseParserError
 from shared.errors import StartupError
 
 __all__ = [
+    "CONNECTIONS",
     "FAILURES",
     "NoSuchObject",
     "NoSuchUpload",
@@ -38,7 +39,7 @@ __all__ = [
 
 log = structlog.stdlib.get_logger(__name__)
 
-_CONNECTIONS: Final = 256
+CONNECTIONS: Final = 512
 """More than the streams of a process have parts in flight; a call that finds none waits."""
 _FIRST_PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 3.0
@@ -207,7 +208,7 @@ def _configuration(given: S3Options) -> AioConfig:
         retries={"total_max_attempts": 1, "mode": "standard"},
         connect_timeout=_CONNECT_S,
         read_timeout=_ANSWER_S,
-        max_pool_connections=_CONNECTIONS,
+        max_pool_connections=CONNECTIONS,
     )
 
 

@@ -13,7 +13,9 @@ from typing import Any, Final, TypeVar, cast
 
 import structlog
 
+from shared.blobs.s3_body import Body
 from shared.blobs.s3_calls import (
+    CONNECTIONS,
     FAILURES,
     NoSuchObject,
     NoSuchUpload,
@@ -32,8 +34,9 @@ T = TypeVar("T")
 
 log = structlog.stdlib.get_logger(__name__)
 
-_PIECE: Final = 1024 * 1024
 _PAUSE_S: Final = 0.1
+_STREAMS: Final = CONNECTIONS * 7 // 8
+"""Connections that streams may have: the others are for calls that nobody can slow down."""
 _AT_ONCE: Final = 16
 """Small calls that run side by side for one caller."""
 
@@ -45,6 +48,7 @@ class S3Client(S3Calls):
         super().__init__(options)
         self.conditional = True
         """Whether the server writes under conditions, and decides them atomically."""
+        self._slots: Final = asyncio.Semaphore(_STREAMS)
 
     async def get(self, key: str) -> tuple[bytes, str]:
         """Return a small object and its ETag.
@@ -55,7 +59,8 @@ class S3Client(S3Calls):
         """
         chunks = []
         etag = ""
-        async for chunk, etag in self._pieces(key, 0, None):  # noqa: B007 - the last one's
+        pieces = self._pieces(key, 0, None, slots=None)
+        async for chunk, etag in pieces:  # noqa: B007 - the last one's
             chunks.append(chunk)
         return b"".join(chunks), etag
 
@@ -64,7 +69,9 @@ class S3Client(S3Calls):
     ) -> AsyncGenerator[bytes, None]:
         """Yield bytes of an object in pieces of at most 1 MiB, as fast as they are taken.
 
-        Yields fewer if there are fewer. A connection that breaks is made up for.
+        Yields fewer if there are fewer. A connection that breaks is made up for. So is one that
+        was let go of, with what had come, because nobody took a piece for some seconds: readers
+        that rest, however many, keep no connection from others.
 
         Args:
             key: Of the object.
@@ -76,12 +83,19 @@ class S3Client(S3Calls):
             Outdated: It is another one.
 
         """
-        async with aclosing(self._pieces(key, start, length, etag)) as pieces:
+        source = self._pieces(key, start, length, etag, slots=self._slots)
+        async with aclosing(source) as pieces:
             async for chunk, _ in pieces:
                 yield chunk
 
     async def _pieces(
-        self, key: str, start: int, length: int | None, etag: str = ""
+        self,
+        key: str,
+        start: int,
+        length: int | None,
+        etag: str = "",
+        *,
+        slots: asyncio.Semaphore | None,
     ) -> AsyncGenerator[tuple[bytes, str], None]:
         deadline = time.monotonic() + self.options.patience_s
         while length is None or length > 0:
@@ -91,26 +105,31 @@ class S3Client(S3Calls):
                 ranged["Range"] = f"bytes={start}-{last}"
             if etag:  # go on with the very object that was begun
                 ranged["IfMatch"] = etag
+            body = Body(slots)
             try:
-                answer = await self.call("get_object", Key=key, **ranged)
+                get = functools.partial(self.call, "get_object", Key=key, **ranged)
+                answer = await body.begin(get)
+                etag = answer["ETag"]
+                while chunk := await body.read():
+                    start += len(chunk)
+                    length = None if length is None else length - len(chunk)
+                    with body.at_rest():
+                        yield chunk, etag
+                    deadline = time.monotonic() + self.options.patience_s
+                    if body.closed:
+                        break
+                else:
+                    return
             except S3Failed as exc:
                 if exc.errno == errno.ERANGE:
                     return
                 raise
-            etag = answer["ETag"]
-            try:
-                async with answer["Body"] as body:
-                    while chunk := await body.read(_PIECE):
-                        start += len(chunk)
-                        length = None if length is None else length - len(chunk)
-                        deadline = time.monotonic() + self.options.patience_s
-                        yield chunk, etag
             except FAILURES as exc:
                 if time.monotonic() > deadline:
                     raise error_of("get_object", exc) from exc
-            else:
-                return
-            await asyncio.sleep(_PAUSE_S)
+                await asyncio.sleep(_PAUSE_S)
+            finally:
+                body.close()
 
     async def put(
         self, key: str, body: bytes, *, check: Callable[[], None] | None = None

@@ -92,6 +92,14 @@ async def test_served_as_files_are(storage: Client, file_id: str, store: BlobSto
     assert (part.status, await part.read()) == (200, b"newer")
 
 
+async def test_its_date_names_no_parts(storage: Client, file_id: str) -> None:
+    """Within a second it may have been replaced: by a date nobody continues another one."""
+    path = f"/api/v1/storage/{file_id}/artifacts/thumb.jpg"
+    date = (await storage.head(path, headers=OWNER)).headers["Last-Modified"]
+    part = await storage.get(path, headers={**OWNER, "Range": "bytes=1-", "If-Range": date})
+    assert (part.status, await part.read()) == (200, CONTENT)
+
+
 async def test_nobody_elses(storage: Client, file_id: str) -> None:
     """Who may not have the file has nothing that was made of it."""
     for path in ("artifacts", "artifacts/thumb.jpg", "artifacts/unknown"):

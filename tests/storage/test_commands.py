@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
@@ -166,6 +167,26 @@ async def test_reindex_of_a_wrong_store(
     assert await reindex(kept.settings, []) == 0
     assert await listed(redis) == {file_id}
     assert capsys.readouterr().out.splitlines()[1] == "0 files: 0 recorded, 1 dropped"
+
+
+async def test_reindex_beside_what_cannot_be_read(
+    data_dir: Path, redis_server: RedisServer, redis: Redis, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One record that the disk does not give keeps no other from being looked at."""
+    settings = Settings(redis_url=redis_server.url, data_dir=data_dir)
+    store, records = FilesystemStore(data_dir / "blobs"), Records(redis)
+    file_ids = [await put_file(store, b"bytes") for _ in range(3)]
+    await records.register([record_of_sidecar(await store.load(one)) for one in file_ids])
+    unreadable, gone, whole = file_ids
+    for one in (unreadable, gone):
+        store.path(one, ".info").unlink()
+    os.mkfifo(store.path(unreadable, ".info"))
+
+    async with asyncio.timeout(30):
+        assert await reindex(settings, []) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "1 files: 0 recorded, 1 dropped"
+    assert await listed(redis) == {unreadable, whole}
+    await store.close()
 
 
 async def test_reindex_without_redis(data_dir: Path) -> None:

@@ -7,7 +7,7 @@ import base64
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
-from email.utils import formatdate
+from email.utils import formatdate, parsedate_to_datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -30,6 +30,7 @@ from shared.operations import PROBLEM
 from shared.serve import new_application
 from shared.settings import load
 from shared.sidecar import encode
+from shared.times import now_ms
 from tests.processes import RedisServer
 from tests.shared.waiting import eventually
 from tests.storage.stored_files import (
@@ -200,6 +201,20 @@ async def test_conditions(
         assert answer.headers.get("Content-Length", "100000") == "100000"
     again = await storage.get(path_of(file_id), headers={"Range": "bytes=-1"})
     assert await again.read() == CONTENT[-1:]
+
+
+async def test_a_clock_that_is_ahead(
+    storage: Client, store: FilesystemStore, file_id: str
+) -> None:
+    """No answer says that the file changed after it (RFC 9110, section 8.8.2.1)."""
+    sidecar = await store.load(file_id)
+    ahead = replace(sidecar, completed_at=now_ms() + 3_600_000)
+    store.path(file_id, ".info").write_bytes(encode(ahead))
+    head = await storage.head(path_of(file_id))
+    modified, sent = (head.headers[name] for name in ("Last-Modified", "Date"))
+    assert parsedate_to_datetime(modified) <= parsedate_to_datetime(sent)
+    given = {"Range": "bytes=0-1", "If-Range": modified}
+    assert (await storage.get(path_of(file_id), headers=given)).status == 200
 
 
 async def test_head(storage: Client, file_id: str) -> None:
@@ -573,6 +588,33 @@ async def test_delete(
     [event] = lifecycle(redis_server.url, file_id)
     assert isinstance(event, FileDeleted)
     assert (event.seq, event.upload.filename) == (4, "report.pdf")
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"If-Match": '"other"'}, 412),
+        ({"If-Match": 'W/"{id}"'}, 412),
+        ({"If-Match": '"other", "{id}"'}, 204),
+        ({"If-None-Match": "*"}, 412),
+        ({"If-Unmodified-Since": formatdate(0, usegmt=True)}, 412),
+        ({"If-Modified-Since": formatdate(0, usegmt=True)}, 204),
+    ],
+)
+async def test_delete_under_conditions(
+    storage: Client, file_id: str, headers: Mapping[str, str], status: int
+) -> None:
+    """Whoever wants other bytes deleted than those that are there deletes nothing."""
+    given = {name: value.format(id=file_id) for name, value in headers.items()}
+
+    answer = await storage.delete(path_of(file_id), headers=given)
+
+    assert answer.status == status
+    if status == 412:
+        await assert_problem(answer, 412, "PRECONDITION_FAILED")
+        assert answer.headers["ETag"] == f'"{file_id}"'
+    left = await storage.get(path_of(file_id))
+    assert left.status == (200 if status == 412 else 404)
 
 
 async def test_deletes_that_race(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ from msgspec.structs import replace
 from redis.asyncio import Redis
 
 import services.storage.app
+from services.storage.claiming import claim_readable
 from services.storage.link_tokens import LinkTerms, LinkTokens
 from services.storage.links import LONGEST_S
 from services.storage.settings import Settings
@@ -329,6 +331,52 @@ async def test_what_uses_a_link(storage: Client, file_id: str) -> None:
         assert (await storage.get(link, headers=headers)).status == status
     assert await refusal(storage, link) == (410, "LINK_USED")
     assert (await storage.get(await make(storage, file_id, single_use=True))).status == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"If-None-Match": "*"},
+        {"If-Modified-Since": "Fri, 01 Jan 2100 00:00:00 GMT"},
+        {"If-Match": '"x"'},
+        {"Range": "bytes=999999-"},
+    ],
+)
+async def test_a_used_link_answers_nothing(
+    storage: Client, file_id: str, headers: Mapping[str, str]
+) -> None:
+    """Who comes second learns neither name nor size nor tag, whatever is asked."""
+    link = await make(storage, file_id, single_use=True)
+    assert (await storage.get(link)).status == 200
+    head = await storage.head(link)
+    assert (head.status, "ETag" in head.headers) == (410, False)
+    answer = await storage.get(link, headers=headers)
+    assert (answer.status, "ETag" in answer.headers) == (410, False)
+
+
+async def test_an_empty_file_uses_it_up(storage: Client, store: FilesystemStore) -> None:
+    """All of a file without bytes is given once, too."""
+    file_id = await put_file(store, b"", user_id="alice", tenant="acme")
+    link = await make(storage, file_id, single_use=True)
+    answer = await storage.get(link)
+    assert (answer.status, await answer.read()) == (200, b"")
+    assert await refusal(storage, link) == (410, "LINK_USED")
+
+
+async def test_what_cannot_be_read_is_not_claimed(data_dir: Path) -> None:
+    """A disk that fails to give the first byte uses nothing up."""
+    claimed: list[bool] = []
+
+    async def claim() -> None:
+        claimed.append(True)
+
+    fd = os.open(data_dir.parent, os.O_RDONLY)  # reading a folder fails
+    try:
+        with pytest.raises(OSError, match="directory"):
+            await claim_readable(fd, 0, claim)
+    finally:
+        os.close(fd)
+    assert claimed == []
 
 
 # Over real processes.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import parse_qs, urlsplit
@@ -13,6 +15,7 @@ from aiohttp.test_utils import TestClient
 from msgspec.structs import replace
 
 import services.storage.app
+from services.storage.link_tokens import LinkTerms, LinkTokens
 from services.storage.settings import Settings
 from shared.blobs.store import BlobStore
 from tests.processes import RedisServer
@@ -122,6 +125,20 @@ async def test_links(storage: Client, path: str) -> None:
     link = (await answer.json())["url"].removeprefix(str(storage.make_url("")).rstrip("/"))
     whole = await storage.get(link, allow_redirects=False)
     assert (whole.status, await whole.read()) == (200, CONTENT)
+
+
+async def test_no_url_outlives_its_link(storage: Client, path: str) -> None:
+    """Where a link leads ends with the link; if that is at once, the bytes come from here."""
+    tokens, file_id = LinkTokens([LINK_SECRET.encode()]), path.rpartition("/")[2]
+    for left_s in (20, 7200):
+        ends_at = int(time.time()) + left_s
+        token = tokens.make(file_id, LinkTerms(generation=0, expires_at=ends_at))
+        url = await sent_to(storage, f"{path}/shared?link={token}")
+        query = parse_qs(urlsplit(url).query)
+        signed_at = datetime.strptime(f"{query['X-Amz-Date'][0]}+0000", "%Y%m%dT%H%M%SZ%z")
+        good_until = signed_at.timestamp() + int(query["X-Amz-Expires"][0])
+        assert good_until <= min(ends_at, time.time() + 60)
+        assert good_until > time.time()
 
 
 async def test_quarantined(storage: Client, path: str, store: BlobStore) -> None:

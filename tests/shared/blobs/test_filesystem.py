@@ -457,6 +457,26 @@ async def test_a_planted_link_is_not_followed(
     assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
 
 
+@pytest.mark.parametrize("plant", [os.mkfifo, os.mkdir])
+async def test_what_is_no_file_is_not_waited_for(
+    store: FilesystemStore, plant: Callable[[Path], None]
+) -> None:
+    """A pipe or a folder in place of a file holds no thread up, nor a descriptor."""
+    upload_id = (await new_upload(store, b"bytes")).upload_id
+    for suffix in (".part", ".info"):
+        path = store.path(upload_id, suffix)
+        path.unlink()
+        plant(path)
+        before = os.listdir("/dev/fd")
+        async with asyncio.timeout(10):
+            with pytest.raises(OSError, match="no regular file"):
+                await store.read(upload_id)
+            assert [one async for one in store.walk()] == []
+            with pytest.raises(OSError, match="no regular file"):
+                await anext(store.read_range(upload_id, 0, 1))
+        assert os.listdir("/dev/fd") == before
+
+
 async def test_a_link_where_an_upload_would_be_created_is_not_followed(
     store: FilesystemStore, tmp_path: Path
 ) -> None:
