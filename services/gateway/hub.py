@@ -130,16 +130,16 @@ class Hub:
         topic = self._topics.get(recorded.session_id)
         if topic is None or topic.state is None or not recorded.is_ahead_of(topic.state):
             return
-        state = merged(topic.state, recorded)
+        before, state = topic.state, merged(topic.state, recorded)
         topic.become(state)
-        self._deliver(topic, Change.SNAPSHOT, state)
+        self._deliver(topic, Change.SNAPSHOT, state, before)
 
     def _deliver(
-        self, topic: Topic, change: Change, state: ProgressState, told: Told | None = None
+        self, topic: Topic, change: Change, state: ProgressState, told: Told | ProgressState
     ) -> None:
         for dialect, watchers in tuple(topic.watchers.items()):
-            if told is None:
-                payload = dialect.show(state, self._since(topic.upload_id), gap=True)
+            if isinstance(told, ProgressState):  # what they had before they missed something
+                payload = dialect.caught_up(told, state, self._since(topic.upload_id))
             else:
                 payload = dialect.encode(change, state, told)
             if payload is None:
@@ -318,10 +318,10 @@ class Hub:
         self.drop(watcher)
 
     def let_go(self, *, before: int) -> None:
-        """Let followers leave uploads that have been over since ``before`` (UTC, ms)."""
+        """Let followers leave uploads that are over, and silent since ``before`` (UTC, ms)."""
         for topic in list(self._topics.values()):
             state = topic.state
-            if state is not None and state.is_over and state.last_updated < before:
+            if state is not None and state.is_over and state.heard_at < before:
                 for watcher in [one for group in topic.watchers.values() for one in group]:
                     if self.follows(watcher):
                         topic.leave(watcher)

@@ -146,6 +146,11 @@ class ProgressState(msgspec.Struct, frozen=True, kw_only=True):
         return self.job_status in {"completed", "failed"}
 
     @property
+    def heard_at(self) -> int:
+        """When anything was told of it last, also of its job; ms."""
+        return max(self.last_updated, self.job_updated or 0)
+
+    @property
     def processing(self) -> str:
         """``pending``, ``queued``, ``in_progress``, ``completed`` or ``failed``.
 
