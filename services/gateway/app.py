@@ -40,6 +40,8 @@ from shared.streams import connect
 __all__ = ["create_app", "install"]
 
 _REPORTING: Final = web.AppKey("reporting", Reporting)
+_ANSWER_S: Final = 1.0
+"""A client who asks waits no longer than this for a Redis that hangs (faults, item 11)."""
 _DRAIN_S: Final = 1.0
 """How long the last progress of jobs is worth waiting for at the end."""
 
@@ -56,7 +58,7 @@ def install(app: web.Application, settings: Settings) -> None:
 
     async def run(app: web.Application) -> AsyncIterator[None]:
         url = settings.redis_url or ""
-        redis, tailing, grouping = connect(url), connect(url), connect(url)
+        redis, tailing, grouping = connect(url, timeout_s=_ANSWER_S), connect(url), connect(url)
         projection = Projection(
             redis, prefix=settings.progress_prefix, ttl_s=settings.progress_ttl_seconds
         )
