@@ -32,7 +32,7 @@ from services.gateway.subscribing import Subscribing
 from shared.errors import ApiError, Forbidden, NotFound, RateLimited
 from shared.identity import Principal
 from shared.streams import REDIS_FAILURES
-from shared.times import now_ms, rfc3339
+from shared.times import rfc3339
 
 if TYPE_CHECKING:
     from services.gateway.connection import Surroundings
@@ -230,7 +230,7 @@ class Conversation:
     ) -> None:
         """Grant in one step all that is known, and go on without what nobody knows yet."""
         try:
-            last = last_events(names or (ALL,), since, now=now_ms())
+            last = last_events(names or (ALL,), since)
         except ValueError as exc:
             self._reply("error", "", {"message": str(exc)})
             return

@@ -190,7 +190,6 @@ async def test_some_refused(gateway: ServiceProcess, feed: Feed, caller: Princip
         ({"ids": ""}, {}, 400),
         ({"ids": ",".join(["x"] * 101)}, {}, 400),
         ({"since": "yesterday"}, {}, 400),
-        ({"since": "99999999999999-0-1"}, {}, 400),
         ({}, {"Last-Event-ID": "1-2"}, 400),
         ({"ids": "unheard-of"}, {}, 404),
         ({}, {"Origin": "https://evil.example"}, 403),
