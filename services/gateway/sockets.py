@@ -108,6 +108,10 @@ class Sockets:
             settings.websocket_drain_window, max(settings.shutdown_timeout - ABORT_S, 0)
         )
         """How long it takes to close all."""
+        self.unacknowledged_s: Final = max(
+            settings.websocket_ping_timeout, settings.websocket_stall_timeout
+        )
+        """How long who is not asked for an answer may leave a message unacknowledged."""
         self._open: Final[set[Held]] = set()
         self._takes_over = False
         self._may_take_over: Final = settings.websocket_reader == "auto"
