@@ -80,7 +80,7 @@ class Conversation:
         self._reply: Final = reply
         self._fail: Final = fail
         self._named: dict[str, str] | None = None
-        """Uploads by the names that the client has for them."""
+        """Uploads by the names that the client has for them, for as long as it watches them."""
         self._granting = 0
         self.watcher: Watcher | None = None
 
@@ -130,6 +130,7 @@ class Conversation:
             case Subscribe(ids, since) if watcher.dialect.resumable:
                 await self._take_up(watcher, ids, since)
             case Unsubscribe(()):
+                self._named = None
                 self._around.relay.hub.drop(watcher)
                 self._reply("unsubscribed", "", {"ids": []})
             case Refresh():
@@ -141,7 +142,7 @@ class Conversation:
                     await self._subscribe(watcher, one)
             case Unsubscribe(ids):
                 for one in ids:
-                    upload_id = (self._named or {}).get(one, one)
+                    upload_id = (self._named or {}).pop(one, one)
                     self._around.relay.hub.unsubscribe(watcher, upload_id)
                     self._reply("unsubscribed", one, {})
             case Ping(data):

@@ -230,6 +230,25 @@ async def test_other_names(gateway: ServiceProcess, feed: Feed, caller: Principa
             assert await peer.ask("ping", data=1) == [{"type": "pong", "data": 1}]
 
 
+async def test_names_are_forgotten(
+    gateway: ServiceProcess, feed: Feed, caller: Principal
+) -> None:
+    """Catches sockets that grow with every job and session that was ever watched on them: a
+    name stands for something only as long as that is watched by it.
+    """
+    told = Told(owner=caller)
+    await feed.tell(told.created())
+    name = told.facts.job_id
+    async with dialled(gateway, caller) as peer:
+        for all_or_one in ({"ids": [name]}, {}):
+            await peer.ask("subscribe", ids=[name])
+            await peer.ask("unsubscribe", **all_or_one)
+        await peer.ask("subscribe", ids=[told.id])
+        await peer.ask("unsubscribe", ids=[name])
+        await feed.tell(told.completed())
+        assert (await peer.hear())["type"] == "upload.completed"
+
+
 async def test_some_are_refused(gateway: ServiceProcess, feed: Feed, caller: Principal) -> None:
     """Each that cannot be watched is refused by name; nothing else waits for it."""
     mine, foreign, late = Told(owner=caller), Told(owner=EVE), Told(owner=caller)
