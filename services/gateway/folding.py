@@ -13,7 +13,14 @@ from typing import Final
 
 import msgspec
 
-from services.gateway.state import LARGEST, LATEST_MS, Change, ProgressState
+from services.gateway.state import (
+    AFTER_ALL,
+    ID_FORM,
+    LARGEST,
+    LATEST_MS,
+    Change,
+    ProgressState,
+)
 from shared import events
 from shared.events import JobEvent, JobProgress, LifecycleEvent, MalformedEvent, UploadProgress
 
@@ -86,12 +93,17 @@ def counter_of(event: LifecycleEvent) -> tuple[bool, int]:
 
 
 def require_writable(event: LifecycleEvent) -> None:
-    """Refuse an event that would spoil the state of its upload for every reader.
+    """Refuse an event that would spoil the state of its upload, or another key, for all.
 
     Raises:
-        MalformedEvent: A time is none that RFC 3339 can write, or a size is absurd.
+        MalformedEvent: An id is none, a number is after all that can come, a time is none that
+            RFC 3339 can write, or a size is absurd.
 
     """
+    if not ID_FORM.fullmatch(event.upload_id):
+        raise MalformedEvent(f"{type(event).__name__}: no upload has such an id")
+    if event.seq >= AFTER_ALL:
+        raise MalformedEvent(f"{type(event).__name__}: nothing could follow its seq")
     if max(event.at, event.upload.created_at) > LATEST_MS:
         raise MalformedEvent(f"{type(event).__name__}: a time is beyond the year 9892")
     if max(event.offset, event.upload.size or 0) > LARGEST:

@@ -8,7 +8,6 @@ state first, in the same step in which it joins: so it misses nothing and gets n
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -25,18 +24,16 @@ from services.gateway.folding import (
     move,
 )
 from services.gateway.interest import Interest
-from services.gateway.state import Change, ProgressState
+from services.gateway.state import ID_FORM, Change, ProgressState
 from services.gateway.topic import Topic, Watcher, message
 from shared.errors import Forbidden, NotFound
 from shared.events import JobProgress, LifecycleEvent, UploadProgress
 
-__all__ = ["ID_FORM", "UNKNOWN_WAIT_S", "Hub", "Watcher"]
+__all__ = ["UNKNOWN_WAIT_S", "Hub", "Watcher"]
 
 UNKNOWN_WAIT_S: Final = 2.0
 """An id may be asked for before its ``created`` event has come through."""
 _UNKNOWN_RETRY_S: Final = 0.2
-ID_FORM: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
-"""What cannot be an id is not looked for: with a colon it would name a key of another kind."""
 
 DELIVERED = Counter("gateway_events_delivered_total", "Events handed to sockets.")
 WATCHED = Gauge("gateway_topics", "Uploads that are watched here.")

@@ -2,8 +2,9 @@
 
 What follows the prefix is an upload's id, or has a colon: no id has one, so nobody reaches a
 key of another kind by asking for its name. Ids of users and tenants may hold anything, so they
-are quoted wherever something follows them or braces go around them. What stands in braces decides the slot on Redis Cluster: all sets of a
-tenant are in one, so that one script may change them together.
+are quoted wherever something follows them or braces go around them. What stands in braces
+decides the slot on Redis Cluster: all sets of a tenant are in one, so that one script may
+change them together.
 """
 
 from __future__ import annotations

@@ -276,9 +276,7 @@ async def test_no_id(gateway: ServiceProcess, feed: Feed, caller: Principal) -> 
         assert await peer.ask("ping") == [{"type": "pong"}]
 
 
-async def test_id_of_the_future(
-    gateway: ServiceProcess, feed: Feed, caller: Principal
-) -> None:
+async def test_id_of_the_future(gateway: ServiceProcess, feed: Feed, caller: Principal) -> None:
     """Catches clients that are turned away because a clock goes wrong, or Redis has lost what
     it told: each upload's state is sent, and what happens then.
     """

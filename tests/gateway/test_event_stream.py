@@ -315,7 +315,8 @@ async def test_slow_reader(start_gateway: StartGateway, feed: Feed) -> None:
 def vanish(source: Source) -> None:
     """Let nothing reach a client any more, as when its network is gone: nobody is told."""
     connection = source.answer.connection
-    assert connection is not None and connection.transport is not None
+    assert connection is not None
+    assert connection.transport is not None
     # struct sock_filter {BPF_RET | BPF_K, 0, 0, 0}: no byte of any packet is let through.
     drop_all = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))
     program = struct.pack("HL", 1, ctypes.addressof(drop_all))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from services.gateway.hub import ID_FORM
 from services.gateway.keys import Keys
+from services.gateway.state import ID_FORM
 from shared.streams import command, connect
 from tests.gateway.feed import Feed
 from tests.gateway.samples import Told

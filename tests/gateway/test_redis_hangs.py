@@ -36,7 +36,8 @@ async def test_nobody_waits_long_for_a_redis_that_hangs(
         told = Told()
         await Feed(redis, partitions=EVENT_PARTITIONS).record(told.created())
         await redis.aclose()
-        opened = RawSocket.opened(service.port, f"/api/v1/ws/{told.id}", headers=bearer().items())
+        credentials, path = bearer().items(), f"/api/v1/ws/{told.id}"
+        opened = RawSocket.opened(service.port, path, headers=credentials)
         async with aiohttp.ClientSession() as http, opened as watching:
             await watching.hear()
 
@@ -46,8 +47,7 @@ async def test_nobody_waits_long_for_a_redis_that_hangs(
                     return answer.status
 
             async def code(path: str) -> int | None:
-                headers = bearer().items()
-                async with RawSocket.opened(service.port, path, headers=headers) as peer:
+                async with RawSocket.opened(service.port, path, headers=credentials) as peer:
                     return await peer.end()
 
             base, internal = service.url, service.internal_url

@@ -143,7 +143,7 @@ class Dialect(ABC):
     def caught_up(
         self, before: ProgressState, state: ProgressState, since: str = ""
     ) -> bytes | Sequence[bytes] | None:
-        """Return the message with the state for who had ``before`` and has missed what came then.
+        """Return the message with the state for who has missed events since ``before``.
 
         ``None`` where that brings nothing new in this protocol: what is over must not end
         twice, because something was missed that only others are told. Arguments as of ``show``.
