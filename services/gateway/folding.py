@@ -187,9 +187,13 @@ def _fold_job(state: ProgressState | None, event: JobEvent) -> ProgressState | N
         current=base.current,
         total=base.total,
         result=event.result if isinstance(event, events.JobCompleted) else base.result,
-        job_error_code=event.error_code if isinstance(event, events.JobFailed) else None,
+        job_error_code=_job_error_code(event),
         job_updated=max(event.at, base.job_updated or 0),
     )
+
+
+def _job_error_code(event: JobEvent) -> str | None:
+    return event.error_code or None if isinstance(event, events.JobFailed) else None
 
 
 def _of_facts(event: JobEvent) -> ProgressState:
@@ -248,7 +252,7 @@ def _error(
 ) -> tuple[str | None, str | None]:
     """Return code and message; what follows a failure does not undo it."""
     if isinstance(event, events.UploadFailed):
-        return event.error_code, event.error_message or "The upload failed."
+        return event.error_code or None, event.error_message or "The upload failed."
     if isinstance(event, events.UploadExpired):
         return "SESSION_EXPIRED", "The upload was not continued in time."
     if state is not None and status == "error":

@@ -389,6 +389,17 @@ def test_an_id_that_is_none_is_refused(told: Told) -> None:
         require_writable(told.created())
 
 
+def test_a_failure_without_a_code_has_none() -> None:
+    """Catches a code of no characters, where clients look whether there is one."""
+    told = Told()
+    state = fold(fold(None, told.created()), told.failed(error_code=""))
+    assert state is not None
+    assert state.error_code is None
+    state = fold(state, told.broken(error_code=""))
+    assert state is not None
+    assert state.job_error_code is None
+
+
 def test_a_number_after_all_others_is_refused() -> None:
     """Catches an event after which nothing that is told of an upload counts any more."""
     told = Told()
