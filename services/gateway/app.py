@@ -97,7 +97,7 @@ def install(app: web.Application, settings: Settings) -> None:
         )
         app[SOCKETS] = sockets
         app[OFFICE] = app[TICKETS] = TicketOffice(redis, prefix=settings.progress_prefix)
-        _tell_health(app[HEALTH], sockets, lambda: not tail.connected or canary.is_late)
+        _tell_health(app[HEALTH], sockets, group, lambda: not tail.connected or canary.is_late)
         async with (
             background("tail", tail.run()),
             background("interest", relay.reading.run()),
@@ -141,7 +141,10 @@ def install(app: web.Application, settings: Settings) -> None:
     app[API].add(api.TICKETS)
 
 
-def _tell_health(health: Health, sockets: Sockets, is_cut_off: Callable[[], bool]) -> None:
+def _tell_health(
+    health: Health, sockets: Sockets, group: RecordingGroup, is_cut_off: Callable[[], bool]
+) -> None:
     health.farewells.append(lambda: sockets.close_all(window_s=sockets.window_s))
     health.can_serve["gateway.sockets"] = lambda: not sockets.admission.is_full
     health.degraded["gateway.redis"] = is_cut_off
+    health.degraded["gateway.partitions"] = lambda: bool(group.unread)
