@@ -40,7 +40,7 @@ _RAW_REPLIES: Final = (
 )
 
 
-def connect(url: str) -> Redis:
+def connect(url: str, *, timeout_s: float = _SOCKET_TIMEOUT_S) -> Redis:
     """Return a client whose calls fail fast; callers own the retries.
 
     redis-py's defaults (ten silent retries, 5 s each) hide an outage for a minute. RESP2 is
@@ -49,17 +49,22 @@ def connect(url: str) -> Redis:
 
     That of a cluster is a ``RedisCluster``: it has the same commands, each for one slot.
 
+    Args:
+        url: As above.
+        timeout_s: How long a server may take for an answer before it counts as away, unless
+            the URL says so; longer than any command of the client waits for an entry.
+
     Raises:
         ValueError, TypeError: The URL is none of those above, or an option is not known.
 
     """
     scheme = url.partition("://")[0]
     if scheme in {"redis+sentinel", "rediss+sentinel"}:
-        redis = _of_sentinels(url)
+        redis = _of_sentinels(url, _defaults(timeout_s))
     elif scheme in {"redis+cluster", "rediss+cluster"}:
-        redis = _of_cluster(url)
+        redis = _of_cluster(url, _defaults(timeout_s))
     elif scheme in {"redis", "rediss", "unix"}:
-        redis = Redis.from_url(url, **_defaults())
+        redis = Redis.from_url(url, **_defaults(timeout_s))
     else:
         raise ValueError(f"expected {_SCHEMES}")
     for name in _RAW_REPLIES:
@@ -76,11 +81,11 @@ def _raw(reply: object, **_: object) -> object:
     return reply
 
 
-def _defaults() -> dict[str, Any]:
+def _defaults(timeout_s: float) -> dict[str, Any]:
     return {
         "protocol": 2,
-        "socket_timeout": _SOCKET_TIMEOUT_S,
-        "socket_connect_timeout": _CONNECT_TIMEOUT_S,
+        "socket_timeout": timeout_s,
+        "socket_connect_timeout": min(timeout_s, _CONNECT_TIMEOUT_S),
         "retry": Retry(NoBackoff(), 0),
     }
 
@@ -115,7 +120,7 @@ def _parse(url: str, port: int) -> _Many:
     return _Many(hosts, [unquote(one) for one in parts.path.split("/") if one], options)
 
 
-def _of_cluster(url: str) -> Redis:
+def _of_cluster(url: str, defaults: dict[str, Any]) -> Redis:
     hosts, path, options = _parse(url, 6379)
     if path not in ([], ["0"]) or options.pop("db", 0):
         raise ValueError("a cluster has no databases: nothing may follow the hosts")
@@ -123,7 +128,7 @@ def _of_cluster(url: str) -> Redis:
         Redis,
         RedisCluster(
             startup_nodes=[ClusterNode(*one) for one in hosts],
-            **{**_defaults(), "max_connections": _CONNECTIONS_PER_NODE, **options},
+            **{**defaults, "max_connections": _CONNECTIONS_PER_NODE, **options},
         ),
     )
 
@@ -149,7 +154,7 @@ class _SentinelPool(SentinelConnectionPool):
         await self.sentinel_manager.aclose()
 
 
-def _of_sentinels(url: str) -> Redis:
+def _of_sentinels(url: str, defaults: dict[str, Any]) -> Redis:
     hosts, path, options = _parse(url, 26379)
     if len(path) not in {1, 2} or (len(path) == 2 and not path[1].isdecimal()):
         raise ValueError("expected redis+sentinel://host:26379,host:26379/master/db")
@@ -163,8 +168,8 @@ def _of_sentinels(url: str) -> Redis:
     shared = {
         name: value for name, value in options.items() if name.startswith(("ssl", "socket_"))
     }
-    sentinel = _Sentinels(hosts, sentinel_kwargs={**_defaults(), **shared, **of_sentinels})  # type: ignore[no-untyped-call]
+    sentinel = _Sentinels(hosts, sentinel_kwargs={**defaults, **shared, **of_sentinels})  # type: ignore[no-untyped-call]
     redis: Redis = sentinel.master_for(
-        path[0], connection_pool_class=_SentinelPool, **{**_defaults(), **options}
+        path[0], connection_pool_class=_SentinelPool, **{**defaults, **options}
     )
     return redis

@@ -18,6 +18,7 @@ from shared.errors import StartupError
 from shared.token_bucket import LIMIT_FORM
 
 __all__ = [
+    "MOST_PARTITIONS",
     "CommonSettings",
     "Origins",
     "Positive",
@@ -35,6 +36,9 @@ Positive: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
 Seconds: TypeAlias = Annotated[float, msgspec.Meta(gt=0)]
 Secret: TypeAlias = Annotated[str, msgspec.Meta(extra={"secret": True})]
 Origins: TypeAlias = tuple[str, ...]
+
+MOST_PARTITIONS: Final = 100
+"""Of a stream family: their names have two digits."""
 
 
 def _limit(of: str) -> msgspec.Meta:
@@ -114,7 +118,8 @@ class CommonSettings(msgspec.Struct, frozen=True, kw_only=True):
         msgspec.Meta(description="seconds for which a call that fails is tried again"),
     ] = 20.0
     event_partitions: Annotated[
-        int, msgspec.Meta(ge=1, le=100, description="partitions of each stream family")
+        int,
+        msgspec.Meta(ge=1, le=MOST_PARTITIONS, description="partitions of each stream family"),
     ] = 16
     progress_ttl_seconds: Annotated[
         int, msgspec.Meta(ge=1, description="how long progress can be asked for, in seconds")

@@ -10,7 +10,7 @@ from typing import Annotated, Final
 import msgspec
 
 from services.gateway.dialects import ALL, Dialect
-from services.gateway.errors import InvalidStatus, ProgressNotFound
+from services.gateway.errors import InvalidStatus, ProgressNotFound, UpgradeRequired
 from services.gateway.rest import LIMIT, MOST, PATH, Progress, Sessions
 from services.gateway.tickets import TICKET_S, MadeTicket, TicketRequest
 from services.gateway.upkeep import CleanupRequest, CleanupResult, Stats
@@ -182,7 +182,7 @@ def _sockets(dialect: Dialect) -> Iterator[Operation]:
                 *IN_URL,
             ),
             responses={101: _ACCEPTED, 400: _NO_HANDSHAKE},
-            errors=(Unavailable,),
+            errors=(UpgradeRequired, Unavailable),
             receives=dialect.receives,
             sends=dialect.sends,
             examples=(f"websocat ws://${{URL#http://}}{shown}?token=$TOKEN",),

@@ -40,6 +40,8 @@ from shared.streams import connect
 __all__ = ["create_app", "install"]
 
 _REPORTING: Final = web.AppKey("reporting", Reporting)
+_ANSWER_S: Final = 1.0
+"""A client who asks waits no longer than this for a Redis that hangs (faults, item 11)."""
 _DRAIN_S: Final = 1.0
 """How long the last progress of jobs is worth waiting for at the end."""
 
@@ -56,7 +58,7 @@ def install(app: web.Application, settings: Settings) -> None:
 
     async def run(app: web.Application) -> AsyncIterator[None]:
         url = settings.redis_url or ""
-        redis, tailing, grouping = connect(url), connect(url), connect(url)
+        redis, tailing, grouping = connect(url, timeout_s=_ANSWER_S), connect(url), connect(url)
         projection = Projection(
             redis, prefix=settings.progress_prefix, ttl_s=settings.progress_ttl_seconds
         )
@@ -95,7 +97,7 @@ def install(app: web.Application, settings: Settings) -> None:
         )
         app[SOCKETS] = sockets
         app[OFFICE] = app[TICKETS] = TicketOffice(redis, prefix=settings.progress_prefix)
-        _tell_health(app[HEALTH], sockets, lambda: not tail.connected or canary.is_late)
+        _tell_health(app[HEALTH], sockets, group, lambda: not tail.connected or canary.is_late)
         async with (
             background("tail", tail.run()),
             background("interest", relay.reading.run()),
@@ -139,7 +141,10 @@ def install(app: web.Application, settings: Settings) -> None:
     app[API].add(api.TICKETS)
 
 
-def _tell_health(health: Health, sockets: Sockets, is_cut_off: Callable[[], bool]) -> None:
+def _tell_health(
+    health: Health, sockets: Sockets, group: RecordingGroup, is_cut_off: Callable[[], bool]
+) -> None:
     health.farewells.append(lambda: sockets.close_all(window_s=sockets.window_s))
     health.can_serve["gateway.sockets"] = lambda: not sockets.admission.is_full
     health.degraded["gateway.redis"] = is_cut_off
+    health.degraded["gateway.partitions"] = lambda: bool(group.unread)

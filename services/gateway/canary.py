@@ -17,6 +17,7 @@ import structlog
 from prometheus_client import Gauge
 from redis.asyncio import Redis
 
+from services.gateway.keys import Keys
 from shared.stream_order import TailEntry
 from shared.stream_tail import StreamTail
 from shared.streams import REDIS_FAILURES, pipelined
@@ -45,7 +46,7 @@ class Canary:
 
     def __init__(self, redis: Redis, *, prefix: str) -> None:
         self._redis: Final = redis
-        self.stream: Final = f"{prefix}:canary"
+        self.stream: Final = Keys(prefix).canary
         self._name: Final = secrets.token_hex(8)
         self._seen_at = time.monotonic()
         self._unheard_since: float | None = None

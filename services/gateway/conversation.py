@@ -32,7 +32,7 @@ from services.gateway.subscribing import Subscribing
 from shared.errors import ApiError, Forbidden, NotFound, RateLimited
 from shared.identity import Principal
 from shared.streams import REDIS_FAILURES
-from shared.times import now_ms, rfc3339
+from shared.times import rfc3339
 
 if TYPE_CHECKING:
     from services.gateway.connection import Surroundings
@@ -80,7 +80,7 @@ class Conversation:
         self._reply: Final = reply
         self._fail: Final = fail
         self._named: dict[str, str] | None = None
-        """Uploads by the names that the client has for them."""
+        """Uploads by the names that the client has for them, for as long as it watches them."""
         self._granting = 0
         self.watcher: Watcher | None = None
 
@@ -130,6 +130,7 @@ class Conversation:
             case Subscribe(ids, since) if watcher.dialect.resumable:
                 await self._take_up(watcher, ids, since)
             case Unsubscribe(()):
+                self._named = None
                 self._around.relay.hub.drop(watcher)
                 self._reply("unsubscribed", "", {"ids": []})
             case Refresh():
@@ -141,7 +142,7 @@ class Conversation:
                     await self._subscribe(watcher, one)
             case Unsubscribe(ids):
                 for one in ids:
-                    upload_id = (self._named or {}).get(one, one)
+                    upload_id = (self._named or {}).pop(one, one)
                     self._around.relay.hub.unsubscribe(watcher, upload_id)
                     self._reply("unsubscribed", one, {})
             case Ping(data):
@@ -230,7 +231,7 @@ class Conversation:
     ) -> None:
         """Grant in one step all that is known, and go on without what nobody knows yet."""
         try:
-            last = last_events(names or (ALL,), since, now=now_ms())
+            last = last_events(names or (ALL,), since)
         except ValueError as exc:
             self._reply("error", "", {"message": str(exc)})
             return

@@ -18,13 +18,10 @@ from redis.asyncio import Redis
 from services.gateway.keys import Keys
 from services.gateway.record import to_fields
 from services.gateway.sessions_index import SessionsIndex
-from services.gateway.state import ProgressState
+from services.gateway.state import AFTER_ALL, ProgressState
 from shared.streams import Command, pipelined
 
-__all__ = ["AFTER_ALL", "Dismissals", "tombstone_of"]
-
-AFTER_ALL: Final = 2**53 - 1
-"""A ``seq`` that no event has, and that Lua's numbers can still hold."""
+__all__ = ["Dismissals", "tombstone_of"]
 
 _DISMISS: Final = Path(__file__).with_name("dismiss.lua").read_text()
 _FORGET_NAME: Final = """

@@ -11,6 +11,7 @@ __all__ = [
     "ProgressNotFound",
     "SequenceGap",
     "Unprocessable",
+    "UpgradeRequired",
 ]
 
 
@@ -30,6 +31,16 @@ class InvalidStatus(InvalidRequest):
     """
 
     error_code, title = "INVALID_STATUS", "Invalid status for deletion"
+
+
+class UpgradeRequired(ApiError):
+    """Here is a WebSocket only: open one, of version 13 (RFC 6455 section 4.4)."""
+
+    status, error_code, title = 426, "UPGRADE_REQUIRED", "Upgrade required"
+
+    def __init__(self, message: str) -> None:
+        headers = {"Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+        super().__init__(message, headers=headers)
 
 
 class NotJson(ApiError):

@@ -13,7 +13,14 @@ from typing import Final
 
 import msgspec
 
-from services.gateway.state import LARGEST, LATEST_MS, Change, ProgressState
+from services.gateway.state import (
+    AFTER_ALL,
+    ID_FORM,
+    LARGEST,
+    LATEST_MS,
+    Change,
+    ProgressState,
+)
 from shared import events
 from shared.events import JobEvent, JobProgress, LifecycleEvent, MalformedEvent, UploadProgress
 
@@ -86,12 +93,17 @@ def counter_of(event: LifecycleEvent) -> tuple[bool, int]:
 
 
 def require_writable(event: LifecycleEvent) -> None:
-    """Refuse an event that would spoil the state of its upload for every reader.
+    """Refuse an event that would spoil the state of its upload, or another key, for all.
 
     Raises:
-        MalformedEvent: A time is none that RFC 3339 can write, or a size is absurd.
+        MalformedEvent: An id is none, a number is after all that can come, a time is none that
+            RFC 3339 can write, or a size is absurd.
 
     """
+    if not ID_FORM.fullmatch(event.upload_id):
+        raise MalformedEvent(f"{type(event).__name__}: no upload has such an id")
+    if event.seq >= AFTER_ALL:
+        raise MalformedEvent(f"{type(event).__name__}: nothing could follow its seq")
     if max(event.at, event.upload.created_at) > LATEST_MS:
         raise MalformedEvent(f"{type(event).__name__}: a time is beyond the year 9892")
     if max(event.offset, event.upload.size or 0) > LARGEST:
@@ -175,9 +187,13 @@ def _fold_job(state: ProgressState | None, event: JobEvent) -> ProgressState | N
         current=base.current,
         total=base.total,
         result=event.result if isinstance(event, events.JobCompleted) else base.result,
-        job_error_code=event.error_code if isinstance(event, events.JobFailed) else None,
+        job_error_code=_job_error_code(event),
         job_updated=max(event.at, base.job_updated or 0),
     )
+
+
+def _job_error_code(event: JobEvent) -> str | None:
+    return event.error_code or None if isinstance(event, events.JobFailed) else None
 
 
 def _of_facts(event: JobEvent) -> ProgressState:
@@ -236,7 +252,7 @@ def _error(
 ) -> tuple[str | None, str | None]:
     """Return code and message; what follows a failure does not undo it."""
     if isinstance(event, events.UploadFailed):
-        return event.error_code, event.error_message or "The upload failed."
+        return event.error_code or None, event.error_message or "The upload failed."
     if isinstance(event, events.UploadExpired):
         return "SESSION_EXPIRED", "The upload was not continued in time."
     if state is not None and status == "error":

@@ -8,7 +8,6 @@ state first, in the same step in which it joins: so it misses nothing and gets n
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -25,18 +24,16 @@ from services.gateway.folding import (
     move,
 )
 from services.gateway.interest import Interest
-from services.gateway.state import Change, ProgressState
+from services.gateway.state import ID_FORM, Change, ProgressState
 from services.gateway.topic import Topic, Watcher, message
 from shared.errors import Forbidden, NotFound
 from shared.events import JobProgress, LifecycleEvent, UploadProgress
 
-__all__ = ["ID_FORM", "UNKNOWN_WAIT_S", "Hub", "Watcher"]
+__all__ = ["UNKNOWN_WAIT_S", "Hub", "Watcher"]
 
 UNKNOWN_WAIT_S: Final = 2.0
 """An id may be asked for before its ``created`` event has come through."""
 _UNKNOWN_RETRY_S: Final = 0.2
-ID_FORM: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
-"""What cannot be an id is not looked for: with a colon it would name a key of another kind."""
 
 DELIVERED = Counter("gateway_events_delivered_total", "Events handed to sockets.")
 WATCHED = Gauge("gateway_topics", "Uploads that are watched here.")
@@ -130,16 +127,16 @@ class Hub:
         topic = self._topics.get(recorded.session_id)
         if topic is None or topic.state is None or not recorded.is_ahead_of(topic.state):
             return
-        state = merged(topic.state, recorded)
+        before, state = topic.state, merged(topic.state, recorded)
         topic.become(state)
-        self._deliver(topic, Change.SNAPSHOT, state)
+        self._deliver(topic, Change.SNAPSHOT, state, before)
 
     def _deliver(
-        self, topic: Topic, change: Change, state: ProgressState, told: Told | None = None
+        self, topic: Topic, change: Change, state: ProgressState, told: Told | ProgressState
     ) -> None:
         for dialect, watchers in tuple(topic.watchers.items()):
-            if told is None:
-                payload = dialect.show(state, self._since(topic.upload_id), gap=True)
+            if isinstance(told, ProgressState):  # what they had before they missed something
+                payload = dialect.caught_up(told, state, self._since(topic.upload_id))
             else:
                 payload = dialect.encode(change, state, told)
             if payload is None:
@@ -318,10 +315,10 @@ class Hub:
         self.drop(watcher)
 
     def let_go(self, *, before: int) -> None:
-        """Let followers leave uploads that have been over since ``before`` (UTC, ms)."""
+        """Let followers leave uploads that are over, and silent since ``before`` (UTC, ms)."""
         for topic in list(self._topics.values()):
             state = topic.state
-            if state is not None and state.is_over and state.last_updated < before:
+            if state is not None and state.is_over and state.heard_at < before:
                 for watcher in [one for group in topic.watchers.values() for one in group]:
                     if self.follows(watcher):
                         topic.leave(watcher)

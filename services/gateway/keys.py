@@ -1,8 +1,10 @@
 """Names of the keys that gateways own; all begin with ``PROGRESS_PREFIX``. No I/O.
 
-Ids of users and tenants may hold anything, so they are quoted wherever something follows them
-or braces go around them. What stands in braces decides the slot on Redis Cluster: all sets of a
-tenant are in one, so that one script may change them together.
+What follows the prefix is an upload's id, or has a colon: no id has one, so nobody reaches a
+key of another kind by asking for its name. Ids of users and tenants may hold anything, so they
+are quoted wherever something follows them or braces go around them. What stands in braces
+decides the slot on Redis Cluster: all sets of a tenant are in one, so that one script may
+change them together.
 """
 
 from __future__ import annotations
@@ -21,10 +23,12 @@ class Keys:
 
     def __init__(self, prefix: str) -> None:
         self._prefix: Final = prefix
-        self.tenants: Final = f"{prefix}:tenants"
+        self.tenants: Final = f"{prefix}:gateways:tenants"
         """Sorted set: tenants by when something of theirs was recorded last."""
-        self.cleaner: Final = f"{prefix}:cleaner"
+        self.cleaner: Final = f"{prefix}:gateways:cleaner"
         """Lock: of the gateway that cleans up."""
+        self.canary: Final = f"{prefix}:gateways:canary"
+        """Stream: heartbeats of gateways to themselves."""
 
     def upload(self, upload_id: str) -> str:
         """Hash: the projection."""

@@ -17,10 +17,9 @@ from typing import Final, NamedTuple
 import msgspec
 from redis.asyncio import Redis
 
-from services.gateway.hub import ID_FORM
 from services.gateway.keys import Keys
 from services.gateway.relay import Relay
-from services.gateway.state import ProgressState
+from services.gateway.state import ID_FORM, ProgressState
 from shared.errors import InvalidRequest
 from shared.streams import Command, command, pipelined
 

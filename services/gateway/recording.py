@@ -10,14 +10,18 @@ from __future__ import annotations
 
 from typing import Final
 
+import structlog
 from redis.asyncio import Redis
 
 from services.gateway.projection import Projection
 from services.gateway.reading import GROUP
+from shared.settings import MOST_PARTITIONS
 from shared.stream_group import StreamGroup
-from shared.streams import event_stream, progress_stream
+from shared.streams import event_stream, pipelined, progress_stream
 
 __all__ = ["RecordingGroup"]
+
+log = structlog.stdlib.get_logger(__name__)
 
 _POSITIONS_EVERY_S: Final = 0.5
 
@@ -42,6 +46,11 @@ class RecordingGroup:
         min_idle_s: float = 30.0,
     ) -> None:
         numbers = range(partitions)
+        self._redis: Final = redis
+        self._partitions: Final = partitions
+        self.unread: list[str] = []
+        """Streams of events beyond those. Somebody counts more partitions, or did: what is told
+        there is not heard here."""
         self.lifecycle: Final = StreamGroup(
             redis,
             group=GROUP,
@@ -59,7 +68,7 @@ class RecordingGroup:
         )
 
     async def prepare(self) -> None:
-        """Make the group on each stream that lacks it.
+        """Make the group on each stream that lacks it; look for streams that nobody reads.
 
         Raises:
             RedisError, OSError: Redis is away.
@@ -67,3 +76,11 @@ class RecordingGroup:
         """
         await self.lifecycle.prepare()
         await self.positions.prepare()
+        self.unread = await self._streams_beyond()
+        if self.unread:
+            log.warning("streams_beyond_event_partitions", streams=self.unread)
+
+    async def _streams_beyond(self) -> list[str]:
+        keys = [event_stream(one) for one in range(self._partitions, MOST_PARTITIONS)]
+        found = await pipelined(self._redis, [("EXISTS", key) for key in keys])
+        return [key for key, is_there in zip(keys, found, strict=True) if is_there]

@@ -21,7 +21,7 @@ from redis.asyncio import Redis
 from services.gateway.canary import Canary
 from services.gateway.figures import Ages
 from services.gateway.folding import require_writable
-from services.gateway.hub import ID_FORM, UNKNOWN_WAIT_S, Hub
+from services.gateway.hub import UNKNOWN_WAIT_S, Hub
 from services.gateway.interest import Interest
 from services.gateway.log import UploadLog
 from services.gateway.positions import Newest
@@ -29,7 +29,7 @@ from services.gateway.projection import Projection
 from services.gateway.reading import Reading
 from services.gateway.recent import Recent
 from services.gateway.resume import event_id
-from services.gateway.state import ProgressState
+from services.gateway.state import ID_FORM, ProgressState
 from shared import events
 from shared.errors import NotFound
 from shared.events import (

@@ -23,6 +23,7 @@ __all__ = [
     "Since",
     "event_id",
     "in_order",
+    "is_of_lost_history",
     "last_events",
     "missed",
     "parse_event_id",
@@ -35,7 +36,7 @@ Place: TypeAlias = tuple[int, int]
 ALL: Final = ""
 """Stands for all that is the caller's; no upload has this name."""
 _AHEAD_MS: Final = 60_000
-"""Clocks may differ by so much."""
+"""The clocks of Redis and of this process may differ by so much."""
 _FORM: Final = re.compile(r"(\d{1,15})-(\d{1,19})-(\d{1,4})", re.ASCII)
 
 
@@ -79,26 +80,41 @@ Since: TypeAlias = Mapping[str, EventId | None]
 
 
 def last_events(
-    names: Iterable[str], since: str | Mapping[str, str] | None, *, now: int
+    names: Iterable[str], since: str | Mapping[str, str] | None
 ) -> dict[str, EventId | None]:
     """Return the last event that a client has of each upload; ``None``: it has none.
 
     Args:
         names: What the client calls the uploads.
         since: An id for all of them, or one by each name, as the client gave it.
-        now: The time, ms.
 
     Raises:
-        ValueError: An id is none, or one of an event that has not happened. Says so.
+        ValueError: An id is none. Says so.
 
     """
     last = {}
     for name in names:
         text = since.get(name) if isinstance(since, Mapping) else since
         last[name] = parse_event_id(text) if text else None
-        if (one := last[name]) is not None and one.at > now + _AHEAD_MS:
-            raise ValueError("since lies in the future.")
     return last
+
+
+def is_of_lost_history(since: EventId, partition: int, *, read_to: Place, now: int) -> bool:
+    """Tell whether an id stands behind all that there is: a Redis that is gone has told it.
+
+    Nothing can be told again then. It is no mistake of the client's, nor is a clock that goes
+    wrong: who had to be refused for one would never get to know anything.
+
+    Args:
+        since: The last event that a client has.
+        partition: That of the upload.
+        read_to: Where reading stands there.
+        now: The time here, ms.
+
+    """
+    return since.at > now + _AHEAD_MS or (
+        partition == since.partition and since.place_on(partition) > read_to
+    )
 
 
 def place_of(one: Logged) -> Place:

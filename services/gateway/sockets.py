@@ -14,6 +14,7 @@ from services.gateway.admission import REFUSED, Admission, Place
 from services.gateway.closing import Closing
 from services.gateway.connection import ABORT_S, Connection, Surroundings
 from services.gateway.dialects.protocol import Dialect
+from services.gateway.errors import UpgradeRequired
 from services.gateway.figures import Figures
 from services.gateway.heartbeat import Heartbeat
 from services.gateway.keepalive import Alive, Keepalive
@@ -26,6 +27,7 @@ from services.gateway.settings import Settings
 from services.gateway.takeover import Handover, why_not
 from services.gateway.wire import PumpedWire
 from shared.cors import origin_allowed
+from shared.credentials import is_handshake
 from shared.errors import Forbidden, InvalidRequest
 from shared.identity import (
     BEARER_SUBPROTOCOL,
@@ -108,6 +110,10 @@ class Sockets:
             settings.websocket_drain_window, max(settings.shutdown_timeout - ABORT_S, 0)
         )
         """How long it takes to close all."""
+        self.unacknowledged_s: Final = max(
+            settings.websocket_ping_timeout, settings.websocket_stall_timeout
+        )
+        """How long who is not asked for an answer may leave a message unacknowledged."""
         self._open: Final[set[Held]] = set()
         self._takes_over = False
         self._may_take_over: Final = settings.websocket_reader == "auto"
@@ -229,14 +235,19 @@ def _chosen(dialects: tuple[Dialect, ...], request: web.Request) -> Dialect:
 
 
 def _require_handshake(request: web.Request) -> None:
-    """Refuse what aiohttp lets pass, or fails at (RFC 6455 section 4.2.1, items 1 and 5).
+    """Refuse what aiohttp lets pass, fails at, or does not explain (RFC 6455 section 4.2.1).
 
     Raises:
-        InvalidRequest: It is no handshake.
+        UpgradeRequired: It asks for something else, or for another version.
+        InvalidRequest: It is a broken handshake.
 
     """
+    if not is_handshake(request):
+        raise UpgradeRequired("This is a WebSocket: send a handshake.")
     if request.version < HttpVersion11:
         raise InvalidRequest("A handshake needs HTTP/1.1.")
+    if request.headers.getall(hdrs.SEC_WEBSOCKET_VERSION, []) != ["13"]:
+        raise UpgradeRequired("Only version 13 of the protocol is spoken.")
     if not all(key.isascii() for key in request.headers.getall(hdrs.SEC_WEBSOCKET_KEY, [])):
         raise InvalidRequest("Sec-WebSocket-Key must be 16 bytes in base64.")
 

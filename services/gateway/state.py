@@ -8,6 +8,7 @@ what ingest and storage tell of the file, ``job_seq`` what the workers tell of t
 
 from __future__ import annotations
 
+import re
 from enum import Enum
 from typing import Any, Final
 
@@ -17,6 +18,8 @@ from shared.percent import percent_of
 from shared.times import rfc3339
 
 __all__ = [
+    "AFTER_ALL",
+    "ID_FORM",
     "LARGEST",
     "LATEST_MS",
     "Change",
@@ -25,6 +28,11 @@ __all__ = [
     "tells_of_processing",
 ]
 
+ID_FORM: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
+"""What cannot be an id is neither looked for nor recorded: with a colon it would name a key of
+another kind."""
+AFTER_ALL: Final = 2**53 - 1
+"""A ``seq`` that no event has, and that Lua's numbers can still hold."""
 LATEST_MS: Final = 250_000_000_000_000
 """In the year 9892: with an estimate on top it can still be written as RFC 3339."""
 LARGEST: Final = 2**63 - 1
@@ -144,6 +152,11 @@ class ProgressState(msgspec.Struct, frozen=True, kw_only=True):
     def job_is_over(self) -> bool:
         """Whether the processing has ended, one way or the other."""
         return self.job_status in {"completed", "failed"}
+
+    @property
+    def heard_at(self) -> int:
+        """When anything was told of it last, also of its job; ms."""
+        return max(self.last_updated, self.job_updated or 0)
 
     @property
     def processing(self) -> str:

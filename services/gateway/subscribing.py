@@ -24,6 +24,7 @@ from services.gateway.resume import (
     Since,
     event_id,
     in_order,
+    is_of_lost_history,
     missed,
     place_of,
 )
@@ -32,6 +33,7 @@ from services.gateway.topic import Watcher
 from shared.errors import ApiError, Forbidden, NotFound
 from shared.identity import Principal
 from shared.streams import entry_order
+from shared.times import now_ms
 
 __all__ = ["Outcome", "Subscribing", "require_any"]
 
@@ -226,9 +228,9 @@ class Subscribing:
             return _Entry(state, resumes=False, missed=None)
         partition = self._relay.partition_of(state.session_id)
         read_to = entry_order(self._relay.read_to(partition))
-        after = has or since.place_on(partition)
-        if partition == since.partition and after > read_to:  # of a history that is lost
+        if is_of_lost_history(since, partition, read_to=read_to, now=now_ms()):
             return _Entry(state, resumes=True, missed=None)
+        after = has or since.place_on(partition)
         recent = self._relay.recent.logged(state.session_id)
         found = missed(recorded, recent, state, after=after, read_to=read_to)
         return _Entry(state, resumes=True, missed=found)

@@ -41,9 +41,14 @@ class ProgressReporter:
             self._meters[sidecar.upload_id] = SpeedMeter(offset, time.monotonic())
 
     def advance(self, sidecar: Sidecar, offset: int, chunks: Sequence[Chunk] = ()) -> None:
-        """Report that there are ``offset`` bytes now, perhaps in chunks apart."""
-        meter = self._meters.get(sidecar.upload_id)
-        speed = meter.advance(offset, time.monotonic()) if meter is not None else 0.0
+        """Report that there are ``offset`` bytes now, perhaps in chunks apart.
+
+        Of a form that tells only behind its file where that belongs nobody knows when it
+        began: its speed is measured from the end of one to the end of the next.
+        """
+        now = time.monotonic()
+        meter = self._meters.setdefault(sidecar.upload_id, SpeedMeter(offset, now))
+        speed = meter.advance(offset, now)
         self._records.note(sidecar, offset, chunks)
         self._publish(sidecar, offset, speed)
 

@@ -230,6 +230,25 @@ async def test_other_names(gateway: ServiceProcess, feed: Feed, caller: Principa
             assert await peer.ask("ping", data=1) == [{"type": "pong", "data": 1}]
 
 
+async def test_names_are_forgotten(
+    gateway: ServiceProcess, feed: Feed, caller: Principal
+) -> None:
+    """Catches sockets that grow with every job and session that was ever watched on them: a
+    name stands for something only as long as that is watched by it.
+    """
+    told = Told(owner=caller)
+    await feed.tell(told.created())
+    name = told.facts.job_id
+    async with dialled(gateway, caller) as peer:
+        for all_or_one in ({"ids": [name]}, {}):
+            await peer.ask("subscribe", ids=[name])
+            await peer.ask("unsubscribe", **all_or_one)
+        await peer.ask("subscribe", ids=[told.id])
+        await peer.ask("unsubscribe", ids=[name])
+        await feed.tell(told.completed())
+        assert (await peer.hear())["type"] == "upload.completed"
+
+
 async def test_some_are_refused(gateway: ServiceProcess, feed: Feed, caller: Principal) -> None:
     """Each that cannot be watched is refused by name; nothing else waits for it."""
     mine, foreign, late = Told(owner=caller), Told(owner=EVE), Told(owner=caller)
@@ -246,16 +265,30 @@ async def test_some_are_refused(gateway: ServiceProcess, feed: Feed, caller: Pri
         assert (await peer.hear())["id"] == unknown
 
 
-async def test_future(gateway: ServiceProcess, feed: Feed, caller: Principal) -> None:
-    """An id that cannot be is refused, and nothing is watched."""
+async def test_no_id(gateway: ServiceProcess, feed: Feed, caller: Principal) -> None:
+    """What is no id of an event is refused, and nothing is watched."""
     told = Told(owner=caller)
     await feed.tell(told.created())
     async with dialled(gateway, caller) as peer:
-        for since in ("99999999999999-0-1", "tomorrow"):
-            (error,) = await peer.ask("subscribe", ids=[told.id], since=since)
-            assert "since" in error["message"]
+        (error,) = await peer.ask("subscribe", ids=[told.id], since="tomorrow")
+        assert "since" in error["message"]
         await feed.tell(told.completed())
         assert await peer.ask("ping") == [{"type": "pong"}]
+
+
+async def test_id_of_the_future(gateway: ServiceProcess, feed: Feed, caller: Principal) -> None:
+    """Catches clients that are turned away because a clock goes wrong, or Redis has lost what
+    it told: each upload's state is sent, and what happens then.
+    """
+    told = [Told(owner=caller) for _ in range(4)]  # on several streams, mostly
+    await feed.tell(*(one.created() for one in told))
+    ids = [one.id for one in told]
+    async with dialled(gateway, caller) as peer:
+        *gaps, subscribed = await peer.ask("subscribe", ids=ids, since="99999999999999-0-1")
+        assert types(gaps) == ["gap"] * 4
+        assert set(subscribed["ids"]) == set(ids)
+        await feed.tell(told[0].completed())
+        assert (await peer.hear())["type"] == "upload.completed"
 
 
 async def test_leave_all(gateway: ServiceProcess, feed: Feed, caller: Principal) -> None:

@@ -16,6 +16,7 @@ from services.gateway.resume import (
     Place,
     event_id,
     in_order,
+    is_of_lost_history,
     last_events,
     missed,
     parse_event_id,
@@ -222,14 +223,22 @@ def test_order(places: list[tuple[int, int, int]]) -> None:
 def test_since() -> None:
     """One id is meant for all, several each for its own; an empty one for nothing."""
     one = EventId(5, 0, 1)
-    assert last_events(["a", "b"], "5-0-1", now=NOW) == {"a": one, "b": one}
-    assert last_events(["a", "b"], {"b": "5-0-1"}, now=NOW) == {"a": None, "b": one}
-    assert last_events(["a"], None, now=NOW) == {"a": None}
-    assert last_events(["a"], "", now=NOW) == {"a": None}
+    assert last_events(["a", "b"], "5-0-1") == {"a": one, "b": one}
+    assert last_events(["a", "b"], {"b": "5-0-1"}) == {"a": None, "b": one}
+    assert last_events(["a"], None) == {"a": None}
+    assert last_events(["a"], "") == {"a": None}
 
 
-def test_since_in_the_future() -> None:
-    """What has not happened is refused; clocks may differ a little."""
-    assert last_events(["a"], f"{NOW + 59_000}-0-1", now=NOW)["a"] is not None
-    with pytest.raises(ValueError, match="future"):
-        last_events(["a"], {"a": f"{NOW + 61_000}-0-1"}, now=NOW)
+@pytest.mark.parametrize(
+    ("since", "is_lost"),
+    [
+        pytest.param(EventId(500, 3, 7), False, id="the newest"),
+        pytest.param(EventId(500, 4, 7), True, id="behind the newest of its stream"),
+        pytest.param(EventId(900, 0, 8), False, id="later than a stream that is quiet"),
+        pytest.param(EventId(NOW + 59_000, 0, 8), False, id="by a clock that goes wrong"),
+        pytest.param(EventId(NOW + 61_000, 0, 8), True, id="in no present"),
+    ],
+)
+def test_lost_history(since: EventId, is_lost: bool) -> None:
+    """Catches ids of a Redis that is gone which count as if nothing had been missed since."""
+    assert is_of_lost_history(since, 7, read_to=(500, 3), now=NOW) is is_lost

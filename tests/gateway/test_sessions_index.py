@@ -10,10 +10,11 @@ import pytest
 from redis.asyncio import Redis
 
 from services.gateway.cleaning import Cleaned, Cleaner
-from services.gateway.dismissal import AFTER_ALL, Dismissals
+from services.gateway.dismissal import Dismissals
 from services.gateway.keys import LISTED, Keys, member_of, user_and_session
 from services.gateway.projection import Projection
 from services.gateway.sessions_index import SessionsIndex
+from services.gateway.state import AFTER_ALL
 from shared.events import LifecycleEvent, UploadProgress
 from shared.identity import Principal
 from shared.redis_lock import RedisLock

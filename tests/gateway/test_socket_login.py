@@ -353,7 +353,7 @@ async def test_no_handshake(gateway: ServiceProcess, caller: Principal, told: To
     """A plain GET of a socket's path is an error of the client, and needs credentials."""
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
     credentials = f"Authorization: {bearer(caller)['Authorization']}\r\n"
-    for extra, status in (("", b"401"), (credentials, b"400")):
+    for extra, status in (("", b"401"), (credentials, b"426")):
         request = f"GET {MEDIA}/{told.id} HTTP/1.1\r\nHost: 127.0.0.1\r\n{extra}\r\n"
         writer.write(request.encode())
         head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from services.gateway.dialects import ALL
 from services.gateway.folding import fold, move, require_writable
 from services.gateway.record import JOB_FIELDS, from_fields, to_fields
-from services.gateway.state import Change, ProgressState
+from services.gateway.state import AFTER_ALL, Change, ProgressState
 from shared.events import (
     JobEvent,
     JobProgress,
@@ -373,6 +373,39 @@ def test_a_time_that_cannot_be_written_is_refused(field: str) -> None:
     with pytest.raises(MalformedEvent):
         require_writable(event)
     require_writable(Told(at=LATEST_MS).created())
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        pytest.param(Told("user:ada"), id="the key of another kind"),
+        pytest.param(Told("x" * 129), id="too long"),
+        pytest.param(Told("a\nb"), id="two lines"),
+    ],
+)
+def test_an_id_that_is_none_is_refused(told: Told) -> None:
+    """Catches an event that is recorded over a user's list, which nobody could read then."""
+    with pytest.raises(MalformedEvent):
+        require_writable(told.created())
+
+
+def test_a_failure_without_a_code_has_none() -> None:
+    """Catches a code of no characters, where clients look whether there is one."""
+    told = Told()
+    state = fold(fold(None, told.created()), told.failed(error_code=""))
+    assert state is not None
+    assert state.error_code is None
+    state = fold(state, told.broken(error_code=""))
+    assert state is not None
+    assert state.job_error_code is None
+
+
+def test_a_number_after_all_others_is_refused() -> None:
+    """Catches an event after which nothing that is told of an upload counts any more."""
+    told = Told()
+    with pytest.raises(MalformedEvent):
+        require_writable(told.created(seq=AFTER_ALL))
+    require_writable(told.created(seq=AFTER_ALL - 1))
 
 
 @pytest.mark.parametrize("values", [{"size": 2**63}, {"offset": 10**400}])

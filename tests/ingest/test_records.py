@@ -255,6 +255,22 @@ async def test_next_request_keeps_the_speed(
     assert all(one.speed > 100 for one in found[1:])
 
 
+async def test_speed_of_forms_that_name_their_session_last(
+    redis: Redis, reporter: ProgressReporter
+) -> None:
+    """Catches chunks whose fields come behind the file being told with speed 0, all of them."""
+    sidecar = created()
+    for offset in (100, 200, 300):
+        reporter.pause(sidecar, offset)
+        await asyncio.sleep(0.15)
+
+    async def measured() -> bool:
+        found = await positions(redis, sidecar)
+        return bool(found) and found[-1].speed > 0
+
+    await until(measured)
+
+
 async def test_nothing_is_reported_after_the_end(
     redis: Redis, reporter: ProgressReporter, monkeypatch: pytest.MonkeyPatch
 ) -> None:

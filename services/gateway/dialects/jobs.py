@@ -83,6 +83,8 @@ class JobsUpdate(msgspec.Struct, frozen=True, kw_only=True):
 
 class _Answer(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
     job_id: str | None
+    status: None
+    progress: None
     timestamp: Timestamp
 
 
@@ -156,9 +158,13 @@ class Jobs(Dialect):
     def reply(
         self, kind: str, *, subject: str, caller: Principal | None, data: dict[str, Any]
     ) -> bytes:
-        """Return an answer, with the job that it is about, if it is about one."""
-        about = {"type": kind, "job_id": subject or None, "timestamp": rfc3339(now_ms())}
-        return _encoder.encode({**data, **about})
+        """Return an answer, with the job that it is about, if it is about one.
+
+        The document's clients print status and progress of whatever comes (004:212 and 226): in
+        what tells of neither they are there, too, or the first heartbeat would end a client.
+        """
+        about = {"type": kind, "job_id": subject or None, "status": None, "progress": None}
+        return _encoder.encode({**data, **about, "timestamp": rfc3339(now_ms())})
 
     def heartbeat(self) -> bytes:
         """Return the sign that the connection is alive, whatever jobs it is about (004:26)."""

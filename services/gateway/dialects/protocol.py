@@ -140,6 +140,20 @@ class Dialect(ABC):
         """
         return self.encode(Change.SNAPSHOT, state)
 
+    def caught_up(
+        self, before: ProgressState, state: ProgressState, since: str = ""
+    ) -> bytes | Sequence[bytes] | None:
+        """Return the message with the state for who has missed events since ``before``.
+
+        ``None`` where that brings nothing new in this protocol: what is over must not end
+        twice, because something was missed that only others are told. Arguments as of ``show``.
+        """
+        shown = self.show(state, since, gap=True)
+        if self.resumable:  # it is told as a gap, and then what it was is known
+            return shown
+        as_late = msgspec.structs.replace(before, last_updated=state.last_updated)
+        return None if shown == self.show(as_late, since, gap=True) else shown
+
     def parse(self, text: str) -> Message:
         """Return what a client's message asks for; never raises.
 

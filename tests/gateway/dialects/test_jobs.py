@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -141,7 +142,7 @@ EVENTS = {
 
 def reply(kind: str, **more: Any) -> dict[str, Any]:
     """Return an answer about a job; its time is that of writing."""
-    return {"type": kind, "job_id": JOB_ID, **more}
+    return {"type": kind, "job_id": JOB_ID, "status": None, "progress": None, **more}
 
 
 REPLIES = {
@@ -150,9 +151,7 @@ REPLIES = {
         known=False,
     ),
     "pong": Reply("pong", reply("pong"), line="004:25", subject=JOB_ID),
-    "heartbeat": Reply(
-        "heartbeat", {"type": "heartbeat", "job_id": None}, line="004:26", subject=""
-    ),
+    "heartbeat": Reply("heartbeat", reply("heartbeat", job_id=None), line="004:26", subject=""),
     "subscribed": Reply("subscribed", reply("subscribed"), subject=JOB_ID),
     "unsubscribed": Reply("unsubscribed", reply("unsubscribed"), subject=JOB_ID),
 }
@@ -200,3 +199,10 @@ def test_requests(case: str) -> None:
 def test_the_heartbeat_is_that_of_the_table() -> None:
     """What is sent after a silence is the heartbeat that the table checks."""
     assert b'"type":"heartbeat"' in Jobs().heartbeat()
+
+
+def test_a_silence_ends_no_client_of_the_document() -> None:
+    """Catches heartbeats on which the document's own loop fails (004:226)."""
+    data = json.loads(Jobs().heartbeat())
+    printed = f"Status: {data['status']}, Progress: {data['progress']}%"
+    assert printed == "Status: None, Progress: None%"
