@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import functools
 import getpass
 import json
 import os
@@ -113,9 +114,14 @@ class _Processes:
             process.wait()
 
 
+@functools.cache
+def _session() -> Any:
+    return get_session()  # which reads all that it knows of S3 once
+
+
 def client_of(server: _Processes | S3Server) -> Any:
     """Return a plain, blocking client that does not try again."""
-    return get_session().create_client(
+    return _session().create_client(
         "s3",
         endpoint_url=server.url,
         region_name="us-east-1",
