@@ -8,13 +8,13 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from aiohttp import BodyPartReader, MultipartReader, StreamReader, hdrs
+from aiohttp import BodyPartReader, MultipartReader, StreamReader
 from aiohttp.base_protocol import BaseProtocol
 
 from services.ingest.form_reader import FilePart
 from tests.ingest.form_client import BOUNDARY, body_of, file_part
 
-KIND = {hdrs.CONTENT_TYPE: f"multipart/form-data; boundary={BOUNDARY}"}
+KIND = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
 
 
 @pytest.mark.parametrize("turns", range(6))
