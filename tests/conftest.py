@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +26,9 @@ if TYPE_CHECKING:  # loading botocore takes longer than many a test
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.register_profile("exploring", deadline=None)
 settings.load_profile("repeatable")
+
+
+_MEMORY = Path("/dev/shm")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -108,15 +113,19 @@ def swift_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SwiftServ
     """Swift with s3api, which takes parts of any size."""
     from tests.s3_servers import SwiftServer, can_run_swift  # noqa: PLC0415
 
-    folder = tmp_path_factory.mktemp("swift")
-    if reason := can_run_swift(folder):
-        pytest.skip(f"Swift cannot run here: {reason}")
-    server = SwiftServer(folder)
-    try:
-        server.start()
-        yield server
-    finally:
-        server.kill()
+    memory = _MEMORY if os.access(_MEMORY, os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=memory, prefix="swift-") as name:
+        folder = Path(name)  # it syncs a lot, and nobody cuts its power
+        if can_run_swift(folder):
+            folder = tmp_path_factory.mktemp("swift")
+        if reason := can_run_swift(folder):
+            pytest.skip(f"Swift cannot run here: {reason}")
+        server = SwiftServer(folder)
+        try:
+            server.start()
+            yield server
+        finally:
+            server.kill()
 
 
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{11,12}", re.IGNORECASE)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import random
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -16,16 +17,31 @@ from pathlib import Path
 from typing import Final
 
 from services.embedded_redis import find_server
+from tests.forking import Started, start
 
 ROOT: Final = Path(__file__).parents[1]
 READY_S: Final = 30.0
 
 
+_PORTS: Final = range(10_000, 20_000)
+"""Below those that the kernel gives to whoever connects somewhere: one of these, found free and
+bound a moment later, may be the near end of somebody's connection by then."""
+_WORKERS: Final = 16
+_worker: Final = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % _WORKERS
+_own_ports: Final = _PORTS[_worker::_WORKERS]
+_turns: Final = itertools.count(random.SystemRandom().randrange(len(_own_ports)))
+
+
 def free_port() -> int:
-    """Return a port that nobody listens on right now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port that nobody listens on, and that no other worker of these tests gets.
+
+    It is not returned again for as long as there are others.
+    """
+    while True:
+        port = _own_ports[next(_turns) % len(_own_ports)]
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def debian_redis() -> Path | None:
@@ -93,7 +109,7 @@ class ServiceProcess:
             "LOG_FORMAT": "json",
             **env,
         }
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Started | None = None
 
     @property
     def pid(self) -> int:
@@ -103,14 +119,7 @@ class ServiceProcess:
 
     def start(self) -> None:
         """Start it and wait until it is ready."""
-        with self.log.open("ab") as out:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", f"services.{self.name}"],
-                cwd=ROOT,
-                env=self._env,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-            )
+        self._process = start(f"services.{self.name}", self._env, self.log)
         wait_until(self._ready, f"{self.name} is ready", self.tail)
 
     def _ready(self) -> bool:

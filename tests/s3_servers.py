@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import functools
 import getpass
+import json
 import os
 import subprocess
 import sys
@@ -112,9 +114,14 @@ class _Processes:
             process.wait()
 
 
+@functools.cache
+def _session() -> Any:
+    return get_session()  # which reads all that it knows of S3 once
+
+
 def client_of(server: _Processes | S3Server) -> Any:
     """Return a plain, blocking client that does not try again."""
-    return get_session().create_client(
+    return _session().create_client(
         "s3",
         endpoint_url=server.url,
         region_name="us-east-1",
@@ -186,9 +193,9 @@ class SwiftServer(_Processes):
         (self._folder / "swift.conf").write_text(
             "[swift-hash]\nswift_hash_path_suffix = tests\nswift_hash_path_prefix = tests\n"
         )
-        for kind in ("account", "container", "object"):
-            port = free_port()
-            self._make_ring(kind, port)
+        ports = {kind: free_port() for kind in ("account", "container", "object")}
+        self._make_rings(ports)
+        for kind, port in ports.items():
             self._serve(
                 kind,
                 port,
@@ -198,25 +205,23 @@ class SwiftServer(_Processes):
         self._serve("proxy", self.port, _PROXY.format(least_part=1))
         self._await_bucket()
 
-    def _make_ring(self, kind: str, port: int) -> None:
-        builder = str(self._folder / f"{kind}.builder")
-        device = f"r1z1-127.0.0.1:{port}/disk"
-        for arguments in (
-            ("create", "4", "1", "0"),
-            ("add", device, "1"),
-            ("rebalance",),
-        ):
-            code = (
-                "import sys; sys.argv[0] = 'ring'; "
-                "from swift.cli.ringbuilder import main; sys.exit(main())"
+    def _make_rings(self, ports: Mapping[str, int]) -> None:
+        commands = [
+            ["ring", str(self._folder / f"{kind}.builder"), *arguments]
+            for kind, port in ports.items()
+            for arguments in (
+                ("create", "4", "1", "0"),
+                ("add", f"r1z1-127.0.0.1:{port}/disk", "1"),
+                ("rebalance",),
             )
-            done = subprocess.run(
-                [sys.executable, "-W", "ignore", "-c", code, builder, *arguments],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            assert done.returncode == 0, done.stdout + done.stderr
+        ]
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", _RINGS, json.dumps(commands)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
 
     def _serve(self, kind: str, port: int, app: str) -> None:
         config = self._folder / f"{kind}.conf"
@@ -232,6 +237,20 @@ class SwiftServer(_Processes):
             code = code.replace("swift.object", "swift.obj")
         self._run([sys.executable, "-W", "ignore", "-c", code, str(config)])
 
+
+_RINGS: Final = """
+import json, sys
+from swift.cli.ringbuilder import main
+
+for arguments in json.loads(sys.argv[1]):
+    try:
+        code = main(arguments)
+    except SystemExit as end:
+        code = end.code
+    if code:
+        sys.exit(code)
+"""
+"""One process for all of them: to load Swift takes longer than to make a ring."""
 
 _PROXY: Final = """
 [pipeline:main]

@@ -96,12 +96,9 @@ class FilePart:
         """
         if self._reading is None:
             self._reading = asyncio.ensure_future(self._next())
-        reading = self._reading
-        try:
-            piece = await asyncio.shield(reading)
-        finally:
-            if reading.done():
-                self._reading = None
+        # Who is cancelled leaves it there, even if it is done by now: nobody has its bytes.
+        piece = await asyncio.shield(self._reading)
+        self._reading = None
         self._see(piece)
         return piece
 

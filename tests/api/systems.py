@@ -27,7 +27,7 @@ LIMITS: Final = {
 
 def token_of(user_id: str, *, scope: str = "") -> dict[str, str]:
     """Return the header of a caller."""
-    claims = {"sub": user_id, "exp": time.time() + 600, "scope": scope}
+    claims = {"sub": user_id, "exp": time.time() + 3600, "scope": scope}
     return {"Authorization": f"Bearer {jwt.encode(claims, SECRET, 'HS256')}"}
 
 

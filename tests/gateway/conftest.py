@@ -25,7 +25,7 @@ EVENT_PARTITIONS: Final = 16
 _FAULTS: Final = ("Traceback", '"level":"error"', '"level":"critical"', "never retrieved")
 
 
-def token_of(caller: Principal = ADA, *, lives_s: float = 300, **claims: Any) -> str:
+def token_of(caller: Principal = ADA, *, lives_s: float = 3600, **claims: Any) -> str:
     """Return a token as an issuer makes it."""
     said = {
         "sub": caller.user_id,

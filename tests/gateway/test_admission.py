@@ -66,7 +66,7 @@ async def test_all_gateways_count_together(any_redis: Redis) -> None:
         async def is_let_in() -> bool:
             return len(await let_in(there)) == 1
 
-        await eventually(is_let_in, "there is room again", limit_s=2)
+        await eventually(is_let_in, "there is room again")
         assert await let_in(here) == []
 
 
@@ -101,9 +101,9 @@ async def test_a_storm_takes_few_round_trips(redis: Redis) -> None:
 
 async def test_leases_are_prolonged(redis: Redis) -> None:
     """Who stays for longer than a lease keeps his place."""
-    async with admitting(redis, lease_s=0.6) as here, admitting(redis, lease_s=0.6) as there:
+    async with admitting(redis, lease_s=1.2) as here, admitting(redis, lease_s=1.2) as there:
         await let_in(here, MOST)
-        until = time.monotonic() + 2
+        until = time.monotonic() + 2.5
         while time.monotonic() < until:
             assert await let_in(there) == []
             await asyncio.sleep(0.05)
@@ -121,7 +121,7 @@ async def test_places_of_the_dead_come_back(any_redis: Redis) -> None:
             return len(await let_in(there)) == 1
 
         await eventually(is_let_in, "a place has come back")
-        assert 0.3 < time.monotonic() - died < 1.5
+        assert 0.3 < time.monotonic() - died < 10
 
 
 async def test_an_orderly_end_leaves_nothing(redis: Redis) -> None:
@@ -153,21 +153,21 @@ async def test_redis_dies_and_comes_back(tmp_path: Path) -> None:
             for _ in range(3):
                 started = time.monotonic()
                 assert len(await let_in(here)) == 1
-                assert time.monotonic() - started < 0.25
+                assert time.monotonic() - started < 1.5
             assert await let_in(here) == []
             server.start()
 
             async def is_told() -> bool:
                 return bool(await redis.zcard(KEY) == MOST)
 
-            await eventually(is_told, "an empty Redis knows of all five", limit_s=5)
+            await eventually(is_told, "an empty Redis knows of all five")
 
             async def is_full() -> bool:
                 for place in (came := await let_in(there)):
                     place.release()
                 return not came
 
-            await eventually(is_full, "the other one refuses", limit_s=5)
+            await eventually(is_full, "the other one refuses")
         await redis.aclose()
 
 
@@ -181,10 +181,14 @@ async def test_redis_hangs(tmp_path: Path) -> None:
             server.signal(signal.SIGSTOP)
             started = time.monotonic()
             places += await let_in(here, 1)
-            assert 0.09 < time.monotonic() - started < 0.4
+            assert 0.09 < time.monotonic() - started < 2
             started = time.monotonic()
             places += await let_in(here, 3)
-            assert time.monotonic() - started < 0.05
+            for _ in range(30):  # in turn, so that each would add its own moment
+                place = here.enter()
+                await place.claim(EVE)
+                place.release()
+            assert time.monotonic() - started < 2
             assert await let_in(here) == []
             for place in places[:4]:
                 place.release()

@@ -274,13 +274,13 @@ async def test_1012(start_gateway: StartGateway, feed: Feed) -> None:
         started = time.monotonic()
         await peer.hear()
         assert await peer.end() == 1012
-        assert 1.7 < time.monotonic() - started < 4
+        assert 1.7 < time.monotonic() - started < 10
     async with scene.socket() as peer:
         await peer.hear()
         started = time.monotonic()
         ending = asyncio.create_task(asyncio.to_thread(service.terminate))
         assert await peer.end() == 1012
-        assert time.monotonic() - started < 1.5
+        assert time.monotonic() - started < 8
         assert await ending == 0
 
 

@@ -74,7 +74,7 @@ class Watch:
             found = {name: await metric(self._service, name) for name in wanted}
             return all(found[n] - self._before[n] == more for n, more in wanted.items())
 
-        await eventually(is_there, f"{wanted}", limit_s=5)
+        await eventually(is_there, f"{wanted}")
 
 
 def _short(name: str) -> str:
@@ -201,7 +201,7 @@ async def test_readiness(start_gateway: StartGateway, bus: RedisServer) -> None:
         assert only.status == 101
         assert await status(503)
         assert '"failed":["gateway.sockets"]' in await scraped(service, "/readyz")
-    await eventually(partial(status, 200), "there is room again", limit_s=5)
+    await eventually(partial(status, 200), "there is room again")
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])

@@ -254,7 +254,7 @@ async def test_created_while_waited_for() -> None:
     await asyncio.sleep(0.05)
     reads = stage.records.reads
     stage.tell(told.created(), told.position(7))
-    assert await asyncio.wait_for(subscribing, 1)
+    assert await asyncio.wait_for(subscribing, 5)
     assert stage.records.reads <= reads + 1
     await settled()
     assert changes(sink) == [("snapshot", 1)]
@@ -268,7 +268,7 @@ async def test_recorded_while_waited_for() -> None:
     subscribing = asyncio.ensure_future(stage.hub.subscribe(watcher, told.id))
     await asyncio.sleep(0.05)
     stage.records.record(told.created())
-    assert await asyncio.wait_for(subscribing, 1)
+    assert await asyncio.wait_for(subscribing, 5)
     await settled()
     assert changes(sink) == [("snapshot", 1)]
 
@@ -328,7 +328,7 @@ async def test_change_of_mind_while_waiting(how: str) -> None:
     else:
         stage.hub.unsubscribe(watcher, told.id)
     stage.tell(told.created())
-    assert not await asyncio.wait_for(subscribing, 1)
+    assert not await asyncio.wait_for(subscribing, 5)
     await settled()
     assert sink.messages() == []
     assert not stage.hub.watched
@@ -426,7 +426,7 @@ async def test_who_has_gone_joins_nothing() -> None:
     subscribing = asyncio.ensure_future(stage.hub.subscribe(watcher, told.id))
     await asyncio.sleep(0.05)
     stage.tell(told.created())
-    assert not await asyncio.wait_for(subscribing, 1)
+    assert not await asyncio.wait_for(subscribing, 5)
     await settled()
     assert sink.messages() == []
     assert not stage.hub.watched

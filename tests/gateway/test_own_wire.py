@@ -189,7 +189,7 @@ async def test_close_by_us() -> None:
         assert await side.rest() == b""
         await asyncio.wait_for(waiting, 5)
         await side.is_gone()
-        await asyncio.wait_for(side.wire.close(1000, ""), 1)
+        await asyncio.wait_for(side.wire.close(1000, ""), 2.5)
 
 
 @pytest.mark.parametrize("reads", [True, False])
@@ -213,7 +213,7 @@ async def test_close_of_what_is_closing() -> None:
     async with opened() as side:
         side.end.fill()
         side.end.transport.close()
-        await asyncio.wait_for(side.wire.close(1001, ""), 1)
+        await asyncio.wait_for(side.wire.close(1001, ""), 2.5)
         assert not side.gone
 
 
@@ -227,7 +227,7 @@ async def test_who_ends_but_does_not_read() -> None:
             await side.says(said) if said else side.end.peer.shutdown(socket.SHUT_WR)
             await asyncio.sleep(0.5)
             assert not side.gone
-            await eventually(lambda: side.gone, "it is cut", limit_s=5)
+            await eventually(lambda: side.gone, "it is cut")
 
     await asyncio.gather(end(b""), end(frame(CLOSE)), end(frame(3)))
 

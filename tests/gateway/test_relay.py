@@ -234,8 +234,11 @@ def _last_is(sink: Sink, seq: int) -> bool:
     return seen(sink)[-1][1] == seq
 
 
-async def test_a_gap_is_repaired(start: Start, any_redis: Redis) -> None:
+async def test_a_gap_is_repaired(
+    start: Start, any_redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """When an entry of a producer is missing, what is watched is read again at once."""
+    monkeypatch.setattr(relay_module, "_REPAIR_EVERY_S", 60)
     gateway, told, feed = await start(folds=False), Told(at=None), Feed(any_redis)
     other = Told(at=None)
     while partition_of(other.id, PARTITIONS) != partition_of(told.id, PARTITIONS):
@@ -248,12 +251,15 @@ async def test_a_gap_is_repaired(start: Start, any_redis: Redis) -> None:
     await gateway.projection.handle([entry(told.position(77))])
     feed.lose(told.id)
     await feed.tell(other.position(1))
-    await eventually(lambda: sink.messages()[-1]["bytes"] == 77, "repaired", limit_s=3)
+    await eventually(lambda: sink.messages()[-1]["bytes"] == 77, "repaired")
     assert seen(sink) == [("snapshot", 1), ("progress", 1), ("snapshot", 1)]
 
 
-async def test_followers_are_told_after_a_gap(start: Start, any_redis: Redis) -> None:
+async def test_followers_are_told_after_a_gap(
+    start: Start, any_redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An upload whose first event was missed reaches its owner when a gap is noticed."""
+    monkeypatch.setattr(relay_module, "_REPAIR_EVERY_S", 60)
     gateway, missed, other, feed = await start(folds=False), Told(), Told(), Feed(any_redis)
     declined = Told()
     watcher, sink = gateway.audience.watcher()
@@ -262,7 +268,7 @@ async def test_followers_are_told_after_a_gap(start: Start, any_redis: Redis) ->
     gateway.relay.hub.unsubscribe(watcher, declined.id)
     await gateway.projection.handle([entry(missed.created())])
     gateway.tail._on_gap()
-    await eventually(lambda: len(sink.messages()) == 2, "the missed one", limit_s=3)
+    await eventually(lambda: len(sink.messages()) == 2, "the missed one")
     assert sink.messages()[1]["id"] == missed.id
     assert list(gateway.relay.hub.watched) == [missed.id]
     await feed.tell(other.created())
@@ -279,7 +285,7 @@ async def test_silent_uploads_are_read_again(
     watcher, sink = gateway.audience.watcher()
     await gateway.relay.hub.subscribe(watcher, told.id)
     await gateway.projection.handle([entry(told.completed())])
-    await eventually(lambda: len(sink.messages()) == 2, "repaired", limit_s=3)
+    await eventually(lambda: len(sink.messages()) == 2, "repaired")
     assert seen(sink) == [("snapshot", 1), ("snapshot", 2)]
 
 
@@ -494,7 +500,7 @@ async def test_redis_restarts_under_load(tmp_path: Path) -> None:
             await feed.tell(*(one.completed() for one in uploads))
             for sink in sinks:
                 await eventually(partial(_last_is, sink, 2), "the end of the upload")
-            assert time.monotonic() - back_at < 2
+            assert time.monotonic() - back_at < 5
 
 
 async def test_job_from_stream_to_socket(start: Start, any_redis: Redis) -> None:

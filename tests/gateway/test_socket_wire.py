@@ -10,12 +10,14 @@ import asyncio
 import json
 import socket
 import struct
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
 import pytest
 
+from services.gateway.hub import UNKNOWN_WAIT_S
 from shared.identity import Principal
 from tests.gateway.conftest import READERS, StartGateway, bearer
 from tests.gateway.feed import Feed
@@ -219,9 +221,13 @@ async def test_odd_session_ids(
 ) -> None:
     """What can be no id is refused at once, whatever key it would name."""
     async with staged(gateway, feed, caller, "/ws/upload-progress") as scene:
-        await scene.peer.say({"type": "subscribe_session", "session_id": session_id})
-        error = await asyncio.wait_for(scene.peer.hear(), 1.5)
-        assert error["event_type"] == "error"
+        took = []
+        for _ in range(3):
+            started = time.monotonic()
+            await scene.peer.say({"type": "subscribe_session", "session_id": session_id})
+            assert (await scene.peer.hear())["event_type"] == "error"
+            took.append(time.monotonic() - started)
+        assert min(took) < UNKNOWN_WAIT_S / 2
         await scene.peer.say({"type": "unsubscribe_session", "session_id": session_id})
         assert (await scene.peer.hear())["event_type"] == "unsubscribed"
 
@@ -307,7 +313,7 @@ async def test_who_does_not_answer_pings_is_cut(
 ) -> None:
     """Pings go out to the silent; who answers stays, who does not is cut after the timeout."""
     service = start_gateway(
-        AUTH_MODE="open", WEBSOCKET_PING_INTERVAL="0.3", WEBSOCKET_PING_TIMEOUT="1.5"
+        AUTH_MODE="open", WEBSOCKET_PING_INTERVAL="0.3", WEBSOCKET_PING_TIMEOUT="2"
     )
     loop = asyncio.get_running_loop()
     async with staged(service, feed, LOCAL) as scene:
@@ -334,7 +340,7 @@ async def test_who_does_not_answer_pings_is_cut(
 
         answered, cut_after = await asyncio.gather(answer(), be_silent())
         assert answered >= 3
-        assert 1.5 < cut_after < 4
+        assert 2 < cut_after < 10
         await scene.bystander_is_well()
 
 

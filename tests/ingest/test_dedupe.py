@@ -430,7 +430,7 @@ def test_redis_is_away(start_ingest: Starter, tmp_path: Path) -> None:
         assert "Upload-Offset" not in answer.headers
         path = COLLECTION + answer.headers["Location"].partition(COLLECTION)[2]
         assert one.tus.patch(path, 0, content).status == 204
-        assert time.monotonic() - begun < 2
+        assert time.monotonic() - begun < 4.5
         server.start()  # it has forgotten everything
         known(one, content, "local")
         stored_once(one, first, path)
@@ -446,7 +446,7 @@ def test_redis_answers_nobody(start_ingest: Starter, tmp_path: Path) -> None:
         begun = time.monotonic()
         for _ in range(5):
             store(one.tus, os.urandom(1000))
-        assert time.monotonic() - begun < 3
+        assert time.monotonic() - begun < 4.5
         server.signal(18)
 
 

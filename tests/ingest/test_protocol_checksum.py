@@ -190,7 +190,7 @@ def test_item_082_takeover_throws_away(ingest: Ingest) -> None:
         wait_until(lambda: sum(staged(ingest, path)) > MEGABYTE, "bytes are staged")
         started = time.monotonic()
         assert ingest.tus.offset(path) == 0
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 5
         assert old.read().status == 423
 
 

@@ -120,7 +120,7 @@ def test_item_040_reconnect_while_the_old_request_hangs(ingest: Ingest) -> None:
         wait_for_offset(tus, path, 300_000)
         started = time.monotonic()
         offset = tus.offset(path)
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 5
         assert offset == 300_000
         late_bytes_go_nowhere(old)
         assert tus.patch(path, offset, b"y" * 700_000).status == 204

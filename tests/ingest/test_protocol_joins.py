@@ -28,7 +28,7 @@ def test_item_098_no_offset_before_the_join(ingest: Ingest) -> None:
         tus.patch(first, 2, b"llo")
         started = time.monotonic()
         waiting = tus.head(path)
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 4
         assert waiting.status == 200
         assert "Upload-Offset" not in waiting.headers
         assert "Upload-Expires" in waiting.headers
@@ -172,10 +172,10 @@ def test_item_102_slow_join(mortal: Ingest) -> None:
     tus = mortal.tus
     first = part(tus, b"hello")
     file = mortal.data_dir / "blobs" / id_of(first)[:2] / id_of(first)
-    with injecting(mortal.service.pid, "copy_file_range", file, "delay_enter=7s"):
+    with injecting(mortal.service.pid, "copy_file_range", file, "delay_enter=9s"):
         started = time.monotonic()
         path = path_of(join(tus, first))
-        assert 4 < time.monotonic() - started < 6.5
+        assert 4 < time.monotonic() - started < 8.5
         assert "Upload-Offset" not in tus.head(path).headers
         joined(tus, path)
     assert tus.offset(path) == 5

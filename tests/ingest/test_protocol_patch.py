@@ -103,7 +103,7 @@ def test_item_026_silence_ends_the_request(start_ingest: Starter) -> None:
         assert answer.headers["Connection"] == "close"
         started = time.monotonic()
         assert tus.patch(path, 10, b"y" * 990).status == 204
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 5
 
 
 @pytest.mark.parametrize("how", ["fin", "rst", "half-close"])

@@ -215,7 +215,7 @@ async def test_asked(scene: Scene, reason: str) -> None:
     started = time.monotonic()
     scene.lease.ask(reason)  # type: ignore[arg-type]
     assert await scene.end() is Ended.ASKED
-    assert time.monotonic() - started < 1.0
+    assert time.monotonic() - started < 5.0
     assert scene.content() == b"x" * 1000
 
 
@@ -229,7 +229,7 @@ async def test_asked_under_full_load(scene: Scene) -> None:
     scene.lease.ask("takeover")
     started = time.monotonic()
     assert await scene.end() is Ended.ASKED
-    assert time.monotonic() - started < 3.0
+    assert time.monotonic() - started < 5.0
     content = scene.content()
     assert content == sent[: len(content)]
     client.cut("rst")

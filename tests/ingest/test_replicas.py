@@ -258,7 +258,7 @@ def check_without_leases(tus: Tus, idle: str, held: str) -> str:
     assert ietf.ask("HEAD", idle).status == 423
     assert tus.ask("GET", idle, {}).headers["Upload-Offset"] == "100"
     fresh = tus.create(5)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 8
     return fresh
 
 
@@ -325,7 +325,7 @@ def test_redis_is_away_on_s3(
         wait_for_lease(own_redis, path)
         started = time.monotonic()
         offset = there.offset(path)
-        assert time.monotonic() - started < 1.0
+        assert time.monotonic() - started < 5.0
         assert one.read().status == 423
     assert offset in {500, 600}
     assert there.patch(path, offset, b"w" * (1000 - offset)).status == 204

@@ -291,7 +291,7 @@ async def test_file_is_left_alone_for_a_second(
     started = time.monotonic()
     while time.monotonic() - started < 1.2:
         await ours.principal(KEY, "ada")
-    assert 1 <= looked <= 2
+    assert 1 <= looked <= 1 + (time.monotonic() - started)
 
 
 async def test_api_keys_alone() -> None:

@@ -27,7 +27,7 @@ from shared.web import create_application
 SECRET: Final = "0123456789abcdef0123456789abcdef"
 KEY: Final = "upl1_" + SECRET * 2
 TICKET: Final = "a-ticket"
-TOKEN: Final = jwt.encode({"sub": "token-user", "exp": time.time() + 600}, SECRET, "HS256")
+TOKEN: Final = jwt.encode({"sub": "token-user", "exp": time.time() + 3600}, SECRET, "HS256")
 BEARER: Final = {"Authorization": f"Bearer {TOKEN}"}
 BY_KEY: Final = {"X-API-KEY": KEY, "X-Username": "key-user"}
 KEY_IN_URL: Final = {"api_key": KEY, "username": "key-user"}

@@ -222,7 +222,7 @@ async def test_redis_away(
         asked.append(await client.get("/", headers=bearer("a")))
         took.append(time.monotonic() - began)
     assert statuses(asked) == [200, 200, 200, 429]
-    assert max(took) < 1.0
+    assert max(took) < 4.0
     if how == "killed":
         server.start()
     else:

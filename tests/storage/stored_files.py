@@ -41,7 +41,7 @@ SECRET: Final = "0123456789abcdef0123456789abcdef"
 
 def token_of(user_id: str, tenant: str = "acme", scope: str = "") -> dict[str, str]:
     """Return the header of a caller."""
-    claims = {"sub": user_id, "tenant": tenant, "scope": scope, "exp": time.time() + 600}
+    claims = {"sub": user_id, "tenant": tenant, "scope": scope, "exp": time.time() + 3600}
     return {"Authorization": f"Bearer {jwt.encode(claims, SECRET, 'HS256')}"}
 
 

@@ -91,7 +91,8 @@ class Catalogue:
                 for one in file_ids
             )
 
-        wait_until(all_told, "all are told of")
+        # What a killed process had in hand is swept up after twice fifteen seconds at most.
+        wait_until(all_told, "all are told of", limit_s=60)
 
 
 @contextmanager

@@ -281,7 +281,7 @@ async def test_pace() -> None:
     free, started = Pace(0), time.monotonic()
     for _ in range(1000):
         await free.keep(10**9)
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 5
 
 
 async def test_verify_as_a_program(data_dir: Path, redis_server: RedisServer) -> None:

@@ -86,8 +86,8 @@ QUERIES: Final = st.builds(
 )
 
 
-@settings(max_examples=300, deadline=None)
-@given(st.lists(RECORDS, max_size=25, unique_by=lambda one: one.file_id), QUERIES)
+@settings(max_examples=150, deadline=None)
+@given(st.lists(RECORDS, max_size=12, unique_by=lambda one: one.file_id), QUERIES)
 def test_pages_cover_what_is_asked_for(records: list[FileRecord], query: Query) -> None:
     """Turning the pages to their end shows each wanted file once, in order, and no other."""
     by_id = {one.file_id: one for one in records}

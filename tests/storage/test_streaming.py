@@ -40,7 +40,7 @@ LOOPS: Final[dict[str, Callable[[], asyncio.AbstractEventLoop]]] = {
 }
 SIZE: Final = 24 * MiB + 12345
 """More than all the buffers between a server and a client that does not read."""
-STALL_S: Final = 0.5
+STALL_S: Final = 1.0
 LIMIT_S: Final = 30.0
 
 
@@ -215,7 +215,7 @@ def test_a_slow_client_is_waited_for(server: Server) -> None:
         server.ask(client, "Range: bytes=0-1500000")
         _, _, body = read_head(client)
         started = time.monotonic()
-        while time.monotonic() - started < 4 * STALL_S:
+        while time.monotonic() - started < 2 * STALL_S:
             body += client.recv(20_000)
             time.sleep(0.05)
         while len(body) < 1_500_001:
@@ -232,7 +232,7 @@ def test_a_client_that_does_not_read_is_cut(server: Server) -> None:
         started = time.monotonic()
         read_head(client)
         server.store.closed.get(timeout=LIMIT_S)
-        assert STALL_S * 0.9 < time.monotonic() - started < STALL_S * 6
+        assert STALL_S * 0.9 < time.monotonic() - started < STALL_S * 20
         poll = select.poll()
         poll.register(client, 0)  # errors and hang-ups are reported unasked
         assert poll.poll(LIMIT_S * 1000)
