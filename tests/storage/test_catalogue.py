@@ -91,7 +91,7 @@ class Catalogue:
                 for one in file_ids
             )
 
-        # What a killed process had in hand is swept up after twice fifteen seconds at most.
+        # What a killed member of the group had been handed is claimed after thirty seconds.
         wait_until(all_told, "all are told of", limit_s=60)
 
 
