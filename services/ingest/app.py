@@ -46,7 +46,7 @@ def install(app: web.Application, settings: Settings) -> None:
 
     async def run(app: web.Application) -> AsyncIterator[None]:
         await foundation.store.open()
-        app[DIRECT] = await _may_read_directly(settings)
+        app[DIRECT] = await may_read_directly(settings)
         parts = Assembly(foundation)
         app[UPLOADS], app[JOINS] = parts.uploads, parts.joins
         provide_forms(app, names=parts.names, progress=parts.progress, settings=settings)
@@ -67,7 +67,7 @@ def install(app: web.Application, settings: Settings) -> None:
     app[API].add(*api.SECTIONS)
 
 
-async def _may_read_directly(settings: Settings) -> bool:
+async def may_read_directly(settings: Settings) -> bool:
     if settings.upload_reader == "aiohttp":
         return False
     fault = await why_not()

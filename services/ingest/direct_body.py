@@ -32,9 +32,6 @@ __all__ = ["DIRECT", "DirectBody", "why_not"]
 DIRECT: Final = web.AppKey("direct", bool)
 """Whether bodies may be taken directly."""
 
-LEAST: Final = 1024 * 1024
-"""Bytes that must be left: taking over a connection and giving it back costs 0.1 ms."""
-
 _COMPANY: Final = 256 * 1024
 """Bytes worth a disk thread. What comes more slowly is left to gather in the kernel."""
 
@@ -80,11 +77,11 @@ class DirectBody:
         transport.pause_reading()
 
     @classmethod
-    def take(cls, request: web.BaseRequest, *, least: int = LEAST) -> Self | None:
+    def take(cls, request: web.BaseRequest, *, least: int = 1) -> Self | None:
         """Return the rest of a body of which all that aiohttp has read was handed out.
 
-        ``None``: it is to be read as usual, for it is less than the ``least`` that pays, or
-        its end must be looked for; nothing has changed.
+        ``None``: it is to be read as usual, since it has fewer than ``least`` bytes, or its
+        end must be looked for; nothing has changed.
         """
         transport, length = request.transport, request.content_length
         if transport is None or transport.is_closing() or length is None:
