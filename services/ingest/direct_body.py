@@ -81,17 +81,23 @@ class DirectBody:
         """Return the rest of a body of which all that aiohttp has read was handed out.
 
         ``None``: it is to be read as usual, since it has fewer than ``least`` bytes, or its
-        end must be looked for; nothing has changed.
+        end must be looked for, or there is no second descriptor; nothing has changed.
         """
         transport, length = request.transport, request.content_length
         if transport is None or transport.is_closing() or length is None:
             return None
         left = length - request.content.total_bytes
-        framed = {hdrs.TRANSFER_ENCODING, hdrs.UPGRADE}.isdisjoint(request.headers)
+        is_counted = (
+            hdrs.TRANSFER_ENCODING not in request.headers
+            and hdrs.UPGRADE not in request.headers
+        )
         is_plain = transport.get_extra_info("sslcontext") is None
-        if left < least or not framed or not is_plain or request.content.exception():
+        if left < least or not is_counted or not is_plain or request.content.exception():
             return None
-        return cls(request, transport, left)
+        try:
+            return cls(request, transport, left)
+        except OSError:  # the process has no descriptor left
+            return None
 
     def fill(self, buffer: memoryview) -> int:
         """Fill the beginning of a buffer with what is there; return how much, 0 for nothing."""
@@ -139,7 +145,7 @@ class DirectBody:
 
     def _wait_for(self, least: int) -> None:
         with contextlib.suppress(OSError):  # then fewer bytes wake us
-            level = min(least, self.left)
+            level = max(min(least, self.left), 1)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, level)
 
     def _holds_any(self) -> bool:
