@@ -27,7 +27,7 @@ from typing import Any, Final, Self
 from aiohttp import hdrs, web
 from aiohttp.web_protocol import RequestPayloadError
 
-__all__ = ["DIRECT", "DirectBody", "why_not"]
+__all__ = ["DIRECT", "GATHER_S", "DirectBody", "why_not"]
 
 DIRECT: Final = web.AppKey("direct", bool)
 """Whether bodies may be taken directly."""
@@ -35,11 +35,8 @@ DIRECT: Final = web.AppKey("direct", bool)
 _COMPANY: Final = 256 * 1024
 """Bytes worth a disk thread. What comes more slowly is left to gather in the kernel."""
 
-_LINGER_S: Final = 0.1
-"""How long bytes of a slow client wait there for company."""
-
-_MOST_LINGER_S: Final = 1.0
-"""The same while it stays slow, so that slow clients, however many, leave the threads idle."""
+GATHER_S: Final = 0.2
+"""How long bytes of a slow client wait there for company, and are not counted as heard."""
 
 _TRIAL_S: Final = 2.0
 _TRIAL_END_S: Final = 0.1
@@ -73,7 +70,6 @@ class DirectBody:
         own = os.dup(transport.get_extra_info("socket").fileno())
         self._socket: Final = socket.socket(fileno=own)
         self._socket.setblocking(False)
-        self._linger_s = _LINGER_S
         transport.pause_reading()
 
     @classmethod
@@ -121,12 +117,8 @@ class DirectBody:
         """Return when it is worth while to fill again: for much, for little that has waited
         long enough, or for the end. May be cancelled.
         """
-        while not await self._arrives(_COMPANY, self._linger_s):
-            if self._holds_any():
-                self._linger_s = min(2 * self._linger_s, _MOST_LINGER_S)
-                return
+        while not await self._arrives(_COMPANY, GATHER_S) and not self._holds_any():
             await self._arrives(1, None)
-        self._linger_s = _LINGER_S
 
     async def _arrives(self, least: int, limit_s: float | None) -> bool:
         """Wait for so many bytes, or the end; tell whether they came within the limit."""

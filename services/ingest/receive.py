@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from enum import Enum
 from typing import Final, Protocol
 
-from services.ingest.direct_body import DirectBody
+from services.ingest.direct_body import GATHER_S, DirectBody
 from services.ingest.patience import Patience
 from services.ingest.request_body import Body, BodyCut, RequestBody
 from services.ingest.writers import Lease
@@ -29,6 +29,7 @@ _FAST: Final = 512 * 1024
 """Bytes that, come within ``_FAST_S``, show that more will come as fast."""
 
 _FAST_S: Final = 0.1
+"""A link of 5 MB/s or more: slower ones cost little, and less if their bytes gather here."""
 
 _LINGER_S: Final = 0.1
 """How long bytes of a slow client wait for company before they are written."""
@@ -107,7 +108,7 @@ async def receive(
     pump = _Pump(body, lease, sink, room=room, on_progress=on_progress, on_safe=on_safe)
     loop = asyncio.get_running_loop()
     patience = Patience(
-        idle_s=idle_s, least_rate=least_rate, window_s=window_s, now=loop.time()
+        idle_s=idle_s + GATHER_S, least_rate=least_rate, window_s=window_s, now=loop.time()
     )
     watch = _Watch(pump, body, patience, min(_GRAIN_S, idle_s / 4, window_s / 4))
     try:

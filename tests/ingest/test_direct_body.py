@@ -212,8 +212,7 @@ async def test_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @on_both_loops
 async def test_let_go_while_bytes_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bytes that wait for company when somebody asks are not left behind."""
-    monkeypatch.setattr(direct_body, "_LINGER_S", 30.0)
-    monkeypatch.setattr(direct_body, "_MOST_LINGER_S", 30.0)
+    monkeypatch.setattr(direct_body, "GATHER_S", 30.0)
     async with served(tmp_path, monkeypatch) as server, connected(server) as client:
         await client.send(head(MIB) + b"a")
         await server.takes(1)
