@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+import structlog
 from aiohttp import web
 
 from services.ingest import api
 from services.ingest.assembly import Assembly, Foundation
+from services.ingest.direct_body import DIRECT, why_not
 from services.ingest.form_handlers import add_form_routes, provide_forms
 from services.ingest.handlers import JOINS, LOCATIONS, SETTINGS, UPLOADS
 from services.ingest.location import Locations
@@ -18,6 +20,8 @@ from shared.api_routes import API
 from shared.serve import HEALTH, new_application
 
 __all__ = ["create_app", "install"]
+
+log = structlog.stdlib.get_logger(__name__)
 
 _DRAIN_S = 2.0
 
@@ -42,6 +46,7 @@ def install(app: web.Application, settings: Settings) -> None:
 
     async def run(app: web.Application) -> AsyncIterator[None]:
         await foundation.store.open()
+        app[DIRECT] = await may_read_directly(settings)
         parts = Assembly(foundation)
         app[UPLOADS], app[JOINS] = parts.uploads, parts.joins
         provide_forms(app, names=parts.names, progress=parts.progress, settings=settings)
@@ -60,6 +65,15 @@ def install(app: web.Application, settings: Settings) -> None:
     add_form_routes(app)
     add_status_route(app.router)
     app[API].add(*api.SECTIONS)
+
+
+async def may_read_directly(settings: Settings) -> bool:
+    if settings.upload_reader == "aiohttp":
+        return False
+    fault = await why_not()
+    if fault is not None:
+        log.warning("bodies_read_by_aiohttp", reason=fault)
+    return fault is None
 
 
 def _report_health(app: web.Application, foundation: Foundation, parts: Assembly) -> None:

@@ -1,8 +1,9 @@
 """From the socket to the disk, as fast as both allow, in bounded memory.
 
 While one batch is being written by a disk thread, the next one fills from the socket; write-out
-is started batch by batch, so that the sync at the end finds little left to do. Why this and
-not another way: ``docs/adr/0003-receiving-bytes.md``.
+is started batch by batch, so that the sync at the end finds little left to do. What comes fast
+and goes to a disk of this machine is received by the thread that writes it. Why this and not
+another way: ``docs/adr/0003-receiving-bytes.md``.
 """
 
 from __future__ import annotations
@@ -13,14 +14,22 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from enum import Enum
 from typing import Final, Protocol
 
+from services.ingest.direct_body import GATHER_S, DirectBody
 from services.ingest.patience import Patience
-from services.ingest.request_body import Body, BodyCut
+from services.ingest.request_body import Body, BodyCut, RequestBody
 from services.ingest.writers import Lease
+from shared.blobs.drawing import Drawing
 
 __all__ = ["Ended", "Sink", "receive"]
 
 _BATCH: Final = 4 * 1024 * 1024
 """Bytes to a write: smaller ones pay for thread switches, larger ones gain nothing."""
+
+_FAST: Final = 512 * 1024
+"""Bytes that, come within ``_FAST_S``, show that more will come as fast."""
+
+_FAST_S: Final = 0.1
+"""A link of 5 MB/s or more: slower ones cost little, and less if their bytes gather here."""
 
 _LINGER_S: Final = 0.1
 """How long bytes of a slow client wait for company before they are written."""
@@ -99,7 +108,7 @@ async def receive(
     pump = _Pump(body, lease, sink, room=room, on_progress=on_progress, on_safe=on_safe)
     loop = asyncio.get_running_loop()
     patience = Patience(
-        idle_s=idle_s, least_rate=least_rate, window_s=window_s, now=loop.time()
+        idle_s=idle_s + GATHER_S, least_rate=least_rate, window_s=window_s, now=loop.time()
     )
     watch = _Watch(pump, body, patience, min(_GRAIN_S, idle_s / 4, window_s / 4))
     try:
@@ -109,12 +118,12 @@ async def receive(
             with watch.ending(deadline):
                 return await pump.run()
     except TimeoutError:
-        pump.keep_buffered()
+        pump.keep_arrived()
         return Ended.ASKED if lease is not None and lease.asked else watch.verdict
     finally:
         if lease is not None:
             lease.when_asked(None)
-        await pump.flush()
+        await pump.end()
 
 
 def _expire(deadline: asyncio.Timeout, now: float) -> None:
@@ -180,6 +189,10 @@ class _Pump:
         self._tell_at = asyncio.get_running_loop().time() + _TELL_S
         self._pieces: list[bytes] = []
         self._size = 0
+        self._began = 0.0
+        """When the first of the pieces was read."""
+        self._drawing: Final = sink if isinstance(sink, Drawing) else None
+        self._direct: DirectBody | None = None
         self._writing: asyncio.Future[None] | None = None
         self._end = sink.offset
         """Where the sink ends once all that was given to the disk is there."""
@@ -199,10 +212,51 @@ class _Pump:
                     return Ended.OVERLONG
                 self._room -= len(chunk)
             self._keep(chunk)
+            direct = self._left()
+            if direct is not None:
+                return await self._draw(direct)
             if self._size >= _BATCH:
                 await self._start_write()
             if self._on_safe is not None:
                 await self._tell_safe()
+
+    def _left(self) -> DirectBody | None:
+        """Return the rest of the body, if it can be taken directly and comes fast."""
+        if self._size < _FAST or self._drawing is None:
+            return None
+        took = asyncio.get_running_loop().time() - self._began
+        if took * _FAST > _FAST_S * self._size or not isinstance(self._body, RequestBody):
+            return None
+        self._direct = self._body.leave(self._keep, self._room)
+        return self._direct
+
+    async def _draw(self, direct: DirectBody) -> Ended:
+        """Have the disk take the rest of the body by itself, a batch at a time."""
+        await self._start_write()
+        await self._written()
+        while True:
+            before = self.received
+            await self._draw_batch(direct)
+            if not direct.left:
+                return Ended.COMPLETE
+            if direct.cut:
+                return Ended.CUT
+            await self._tell_safe()
+            if self.received - before < _BATCH:
+                await direct.more()
+
+    async def _draw_batch(self, direct: DirectBody) -> None:
+        """Draw what is there; nothing behind a write that has failed (see ``_start_write``)."""
+        if self._drawing is None or self._sink.offset != self._end:
+            return
+        left = direct.left
+        try:
+            await self._drawing.draw(direct.fill, _BATCH)
+        finally:
+            self.received += left - direct.left
+            self._end += left - direct.left
+        if left != direct.left:
+            self._on_progress(self._sink.offset)
 
     async def _next(self) -> bytes:
         """Return the next bytes; write what is gathered when they are slow to come."""
@@ -231,12 +285,15 @@ class _Pump:
         now = loop.time()
         self._tell_at = now + max(_TELL_S, (now - began) * _TELL_SHARE)
 
-    def keep_buffered(self) -> None:
+    def keep_arrived(self) -> None:
         """Take along what has arrived but was not read yet, so that nobody sends it again."""
-        self._keep(self._body.buffered()[: self._room])
+        if self._direct is None:
+            self._keep(self._body.buffered()[: self._room])
 
     def _keep(self, chunk: bytes) -> None:
         if chunk:
+            if not self._pieces:
+                self._began = asyncio.get_running_loop().time()
             self._pieces.append(chunk)
             self._size += len(chunk)
             self.received += len(chunk)
@@ -262,8 +319,15 @@ class _Pump:
             await writing
             self._on_progress(self._sink.offset)
 
-    async def flush(self) -> None:
-        """Return when all that was read is written."""
-        if self._pieces:
-            await self._start_write()
-        await self._written()
+    async def end(self) -> None:
+        """Return when all that was read is written, and what has arrived of a direct body."""
+        direct = self._direct
+        try:
+            if self._pieces:
+                await self._start_write()
+            await self._written()
+            if direct is not None and direct.left and not direct.cut:
+                await self._draw_batch(direct)
+        finally:
+            if direct is not None:
+                direct.give_back()

@@ -61,6 +61,13 @@ class Settings(CommonSettings, frozen=True, kw_only=True):
             "once when `complete`, or `never`"
         ),
     ] = "always"
+    upload_reader: Annotated[
+        Literal["auto", "aiohttp"],
+        msgspec.Meta(
+            description="who reads large bodies: auto is ingest itself where a trial at start "
+            "says that it can; aiohttp costs twice the CPU"
+        ),
+    ] = "auto"
     ietf_send_104: Annotated[
         Literal["asked", "always", "never"],
         msgspec.Meta(

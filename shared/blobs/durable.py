@@ -29,7 +29,7 @@ _SYNC_FILE_RANGE_WRITE: Final = 2
 _libc: Final = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
-def write_all(fd: int, pieces: Sequence[bytes]) -> int:
+def write_all(fd: int, pieces: Sequence[bytes | memoryview]) -> int:
     """Write all pieces at the file's position; return the number of bytes.
 
     Raises:
@@ -40,7 +40,7 @@ def write_all(fd: int, pieces: Sequence[bytes]) -> int:
     return sum(_write_group(fd, group) for group in _groups(pieces))
 
 
-def _groups(pieces: Sequence[bytes]) -> Iterator[list[memoryview]]:
+def _groups(pieces: Sequence[bytes | memoryview]) -> Iterator[list[memoryview]]:
     """Yield the bytes in groups that one system call takes."""
     group: list[memoryview] = []
     room = _WRITE_BYTES

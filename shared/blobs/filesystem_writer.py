@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from shared.blobs.drawing import Source, piece_buffer
 from shared.blobs.durable import append_file, start_writeback, sync_data, write_all
 from shared.blobs.filesystem_chunks import FilesystemChunk, chunk_path, remove_chunks
 from shared.blobs.filesystem_sharing import share_file
@@ -26,7 +27,7 @@ T = TypeVar("T")
 
 
 class FilesystemWriter:
-    """Implements ``BlobWriter``; see there for the promises."""
+    """Implements ``BlobWriter`` and ``Drawing``; see there for the promises."""
 
     def __init__(
         self, store: FilesystemStore, fd: int, record: Sidecar, lease: Lease | None
@@ -67,14 +68,31 @@ class FilesystemWriter:
 
     def _write(self, pieces: Sequence[bytes]) -> None:
         start = self.offset
+        self._write_on(pieces)
+        self._wrote_since(start)
+
+    def _write_on(self, pieces: Sequence[bytes | memoryview]) -> None:
         try:
             self.offset += write_all(self._fd, pieces)
         except OSError:
             self.offset = os.lseek(self._fd, 0, os.SEEK_CUR)
             raise
+
+    def _wrote_since(self, start: int) -> None:
         self.modified_at = time.time()
         if self._store.fsync == "always":
             start_writeback(self._fd, start, self.offset - start)
+
+    async def draw(self, source: Source, most: int) -> None:
+        await self._run(self._draw, source, most)
+
+    def _draw(self, source: Source, most: int) -> None:
+        start, end = self.offset, self.offset + most
+        buffer = piece_buffer()
+        while self.offset < end and (count := source(buffer[: end - self.offset])):
+            self._write_on([buffer[:count]])
+        if self.offset > start:
+            self._wrote_since(start)
 
     async def sync(self) -> None:
         if self._store.fsync == "always" and self._safe != self.offset:
