@@ -15,7 +15,7 @@ from services.gateway.dialects.protocol import Dialect
 
 __all__ = ["Later", "Owed", "Source", "all_due", "due"]
 
-_MAX_WRITE: Final = 64 * 1024
+_MAX_WRITE: Final = 32 * 1024
 """Bytes in one write. What a transport has taken can no more be replaced by what is newer."""
 
 

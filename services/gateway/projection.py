@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -137,12 +137,18 @@ class Projection:
                     found[one] = state
         return found
 
-    async def sessions_of(self, user_id: str) -> list[ProgressState]:
-        """Return the recorded sessions of a user, newest first; forget those that are gone."""
+    async def sessions_of(
+        self, user_id: str, known: Callable[[str], ProgressState | None] = lambda _: None
+    ) -> list[ProgressState]:
+        """Return the recorded sessions of a user, newest first; forget those that are gone.
+
+        Those that ``known`` has the state of are not read.
+        """
         key = self._user_key(user_id)
         (members,) = await self._reads.ask(("SMEMBERS", key))
         ids = [one.decode(errors="replace") for one in members]
-        found = await self.read_all(ids)
+        found = {one: state for one in ids if (state := known(one)) is not None}
+        found |= await self.read_all([one for one in ids if one not in found])
         gone = [one for one in ids if one not in found]
         if gone:  # or the set of somebody who is never idle would grow forever
             await pipelined(self._redis, [("SREM", key, *gone)])
