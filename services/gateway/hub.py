@@ -25,7 +25,6 @@ from services.gateway.folding import (
     move,
 )
 from services.gateway.interest import Interest
-from services.gateway.resume import just_before
 from services.gateway.state import Change, ProgressState
 from services.gateway.topic import Topic, Watcher, message
 from shared.errors import Forbidden, NotFound
@@ -125,7 +124,7 @@ class Hub:
         if state is not None:
             topic.become(state)
             change = change_of_position(position, before, state)
-            self._deliver(topic, change, state, Told(position))
+            self._deliver(topic, change, state, Told(position), before)
 
     def correct(self, recorded: ProgressState) -> None:
         """Bring a topic up to a recorded state that is ahead of it: events were missed."""
@@ -160,7 +159,7 @@ class Hub:
                     watcher.outbound.put_latest(key, framed, topic)
             else:
                 if told is not None and before is not None:
-                    topic.settle(dialect, before, just_before(told.id))
+                    topic.settle(dialect, before, told.id)
                 for watcher in tuple(watchers):  # who is too slow is dropped at once
                     watcher.outbound.put(framed, supersedes=key)
 

@@ -36,7 +36,6 @@ FLUSHED = Counter("gateway_writes_total", "Writes to sockets.")
 BYTES = Counter("gateway_bytes_total", "Bytes of frames handed to sockets.")
 FRAMES = Counter("gateway_frames_total", "Frames handed to sockets.")
 CONFLATED = Counter("gateway_conflated_total", "Progress frames replaced by newer ones.")
-
 SLOW = Counter("gateway_slow_total", "Sockets given up as too slow, by bound.", ["bound"])
 
 _numbers = itertools.count()
@@ -124,12 +123,15 @@ class Outbound:
         """
         if self._finished:
             return
-        frames = self._frames
-        if not self._dirty or (frames is not None and source in frames):
+        alone = not self._dirty and self.stalled_at is None
+        if alone or source in self._several():  # an older one is told as it was
             if frame := source.shown(self._dialect, gap=gap):
                 self.put(frame)
             return
         self._several()[source] = gap
+        if not self._dirty:
+            self._dirty = True
+            self._flusher.add(self)
 
     def settle(self, source: Source, before: Callable[[bool], bytes]) -> None:
         """Fix the state of a source that is still owed: what changes now comes after it.

@@ -66,8 +66,6 @@ def event_id(entry_id: bytes, partition: int) -> str:
 
 def just_before(event_id: str) -> str:
     """Return the id to go on from for who has all of a stream before an event."""
-    if not event_id:
-        return ""
     at, number, partition = parse_event_id(event_id)
     return f"{at}-{number - 1}-{partition}" if number else f"{at - 1}-{_LAST}-{partition}"
 

@@ -11,6 +11,7 @@ from services.gateway.dialects.protocol import Dialect, Told
 from services.gateway.folding import counter_of, fold, move, position_of
 from services.gateway.outbound import Outbound
 from services.gateway.owed import Source
+from services.gateway.resume import just_before
 from services.gateway.state import Change, ProgressState
 from shared.events import JobProgress, LifecycleEvent, UploadProgress
 from shared.identity import Principal
@@ -182,18 +183,19 @@ class Topic(Source):
             self._moved = (dialect, kind, framed)
         return self._moved[2]
 
-    def settle(self, dialect: Dialect, before: ProgressState, since: str) -> None:
+    def settle(self, dialect: Dialect, before: ProgressState, event_id: str) -> None:
         """Have sockets that are still owed the state get the one before an event.
 
         Args:
             dialect: Of the sockets.
             before: The state.
-            since: The id to go on from for who has it.
+            event_id: Where the event stands; empty: nowhere, it is a position.
 
         """
         if dialect not in self._unsettled:
             return
         self._unsettled = tuple(one for one in self._unsettled if one is not dialect)
+        since = just_before(event_id) if event_id else self._since(self.upload_id)
         frame = cache(lambda gap: message(dialect, before, since, gap=gap) or b"")
         for watcher in tuple(self.watchers.get(dialect, ())):
             watcher.outbound.settle(self, frame)

@@ -104,5 +104,5 @@ class Audience:
 
 async def settled() -> None:
     """Let everything that is due be written."""
-    for _ in range(3):
+    for _ in range(6):
         await asyncio.sleep(0)
