@@ -140,19 +140,23 @@ class Projection:
     async def sessions_of(
         self, user_id: str, known: Callable[[str], ProgressState | None] = lambda _: None
     ) -> list[ProgressState]:
-        """Return the recorded sessions of a user, newest first; forget those that are gone.
+        """Return the recorded sessions of a user, newest first.
 
-        Those that ``known`` has the state of are not read.
+        Those that ``known`` has the state of are not read. Those without a record are not
+        forgotten here: on a cluster it may be written later than the set. Cleaning up forgets
+        them, once they have been silent for as long as a record is kept.
         """
-        key = self._user_key(user_id)
-        (members,) = await self._reads.ask(("SMEMBERS", key))
-        ids = [one.decode(errors="replace") for one in members]
-        found = {one: state for one in ids if (state := known(one)) is not None}
-        found |= await self.read_all([one for one in ids if one not in found])
-        gone = [one for one in ids if one not in found]
-        if gone:  # or the set of somebody who is never idle would grow forever
-            await pipelined(self._redis, [("SREM", key, *gone)])
-        alive = [one for one in found.values() if one.status != "deleted"]
+        (members,) = await self._reads.ask(("SMEMBERS", self._user_key(user_id)))
+        found: list[ProgressState] = []
+        unknown: list[str] = []
+        for member in members:
+            session_id = member.decode(errors="replace")
+            if (state := known(session_id)) is not None:
+                found.append(state)
+            else:
+                unknown.append(session_id)
+        found += (await self.read_all(unknown)).values()
+        alive = [one for one in found if one.status != "deleted"]
         return sorted(alive, key=lambda one: one.started_at, reverse=True)
 
     async def handle(self, batch: Sequence[GroupEntry]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import AsyncExitStack
+from typing import Literal
 
 import pytest
 from pytest_aiohttp import AiohttpClient
@@ -149,7 +150,10 @@ async def test_nobody_is_let_in_during_the_end(
 
 
 async def test_who_is_let_in_while_the_others_go(
-    aiohttp_client: AiohttpClient, redis_server: RedisServer, redis: Redis, socket_reader: str
+    aiohttp_client: AiohttpClient,
+    redis_server: RedisServer,
+    redis: Redis,
+    socket_reader: Literal["auto", "aiohttp"],
 ) -> None:
     """A handshake that was being looked up when all were told is answered, and told as well."""
     settings = Settings(
@@ -161,12 +165,12 @@ async def test_who_is_let_in_while_the_others_go(
     client = await aiohttp_client(create_app(settings))
     assert client.app is not None
     sockets = client.app[SOCKETS]
-    await redis.execute_command("CLIENT", "PAUSE", 1_000)
+    await redis.client_pause(1_000)
     opening = asyncio.ensure_future(client.ws_connect("/ws/upload-progress"))
     await eventually(lambda: sockets.admission._undecided, "its place is asked for")
     await sockets.close_all()
     async with await opening as ws:
-        await ws.receive()
+        await ws.receive(timeout=10)
         assert ws.close_code == 1012
 
 
