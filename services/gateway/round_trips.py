@@ -37,7 +37,7 @@ class RoundTrips:
         self._under_way = False
 
     async def ask(self, *commands: Command) -> list[Any]:
-        """Return the raw replies, in order. Who gets one leaves it as it is: others have it too.
+        """Return the raw replies, in order. Others may get the same ones: nobody changes them.
 
         Raises:
             RedisError, OSError: As ``shared.streams.pipelined``.

@@ -420,7 +420,8 @@ async def test_a_record_that_is_late(any_redis: Redis) -> None:
     record = await any_redis.hgetall(key)
     await any_redis.delete(key)
     assert await projection.sessions_of("ada") == []
-    await any_redis.hset(key, mapping=record)
+    fields = (part for pair in record.items() for part in pair)
+    await command(any_redis, "HSET", key, *fields)
     assert [one.session_id for one in await projection.sessions_of("ada")] == [told.id]
 
 
