@@ -98,8 +98,8 @@ async def test_a_batch_writes_once_an_upload(any_redis: Redis) -> None:
     batch += [entry(one.queued()) for one in uploads[:2]]
     batch += [entry(*(one.processing(n) for one in uploads[:2])) for n in range(20)]
     await projection.handle(batch)
-    logs, upload_halves, job_halves, positions = 5, 5, 2, 2
-    writes = logs + upload_halves + job_halves + positions
+    logs, upload_halves, job_halves, positions, notes = 5, 5, 2, 2, 1
+    writes = logs + upload_halves + job_halves + positions + notes
     assert await calls(any_redis, "evalsha") == before + writes
     moving = [entry(*(one.position(n) for one in uploads[2:])) for n in range(20, 40)]
     moving += [entry(*(one.processing(n) for one in uploads[:2])) for n in range(20, 40)]
