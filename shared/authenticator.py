@@ -74,7 +74,8 @@ def authenticator(settings: IdentitySettings) -> Authenticator:
 
 
 class _Open:
-    anonymous: Final = Principal("local", "local", "local", frozenset(), None)
+    anonymous: Final = Principal("local", "local", "local", frozenset({"admin"}), None)
+    """There is nobody else, and only requests to this machine are answered."""
 
     async def from_token(self, token: str) -> Principal:
         return self.anonymous

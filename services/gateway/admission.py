@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import itertools
 import secrets
 from collections import deque
@@ -26,11 +25,11 @@ from typing import Final
 import structlog
 from prometheus_client import Counter
 from redis.asyncio import Redis
-from redis.exceptions import NoScriptError
 
 from services.gateway.keys import Keys
 from shared.errors import RateLimited, Unavailable
 from shared.identity import Principal
+from shared.redis_script import RedisScript, run_mixed
 from shared.streams import REDIS_FAILURES, Command, pipelined, retry_delay
 
 __all__ = ["LEASE_S", "REFUSED", "Admission", "Place"]
@@ -48,8 +47,7 @@ _AT_ONCE: Final = 256
 """Users whose leases are prolonged in one write: a handshake behind it must not wait long."""
 _GOODBYE_S: Final = 1.0
 
-_SCRIPT: Final = Path(__file__).with_suffix(".lua").read_text()
-_SHA: Final = hashlib.sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
+_SCRIPT: Final = RedisScript(Path(__file__).with_suffix(".lua"))
 
 REFUSED: Final = Counter("gateway_refused_total", "Sockets refused, by reason.", ["reason"])
 COUNTED_HERE: Final = Counter("gateway_places_local_total", "Places given without Redis.")
@@ -239,7 +237,7 @@ class Admission:
         failures = 0
         loop = asyncio.get_running_loop()
         with contextlib.suppress(*REDIS_FAILURES):  # so that nobody has to wait for it
-            await self._redis.script_load(_SCRIPT)
+            await _SCRIPT.load(self._redis)
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(self._prolong_at):
@@ -280,7 +278,7 @@ class Admission:
             log.info("places_with_redis")
 
     def _call(self, key: str, most: int, *names: str) -> Command:
-        return ("EVALSHA", _SHA, 1, key, most, int(self._lease_s * 1000), *names)
+        return _SCRIPT.call([key], most, int(self._lease_s * 1000), *names)
 
     def _prolonging(self) -> Iterator[Command]:
         for _ in range(min(len(self._to_prolong), _AT_ONCE)):
@@ -302,11 +300,7 @@ class Admission:
             if not self._away:
                 return []
             commands = [("EXISTS", self._keys.cleaner)]  # whatever it is: is there an answer?
-        try:
-            return await pipelined(self._redis, commands)
-        except NoScriptError:  # a Redis that has not seen it, or has forgotten it
-            await self._redis.script_load(_SCRIPT)
-            return await pipelined(self._redis, commands)
+        return await run_mixed(self._redis, commands, _SCRIPT)
 
     def _lose(self, error: str) -> None:
         """Count here alone, until Redis has been told of all that are here."""

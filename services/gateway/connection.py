@@ -100,7 +100,7 @@ class Connection:
         self._place: Final = place
         self._loop: Final = asyncio.get_running_loop()
         self._outbound: Final = Outbound(
-            wire.transport, around.flusher, self._too_slow, dialect.join, wire.send
+            wire.transport, around.flusher, self._too_slow, dialect, wire.send
         )
         self._conversation: Final = Conversation(
             subject,

@@ -17,13 +17,14 @@ from redis.asyncio import Redis
 
 from services.gateway.keys import Keys
 from services.gateway.record import to_fields
-from services.gateway.sessions_index import SessionsIndex
+from services.gateway.sessions_index import NOTING, SessionsIndex
 from services.gateway.state import AFTER_ALL, ProgressState
-from shared.streams import Command, pipelined
+from shared.redis_script import RedisScript, run_mixed
+from shared.streams import Command
 
 __all__ = ["Dismissals", "tombstone_of"]
 
-_DISMISS: Final = Path(__file__).with_name("dismiss.lua").read_text()
+_DISMISS: Final = RedisScript(Path(__file__).with_name("dismiss.lua"))
 _FORGET_NAME: Final = """
 if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
 return 0
@@ -63,12 +64,13 @@ class Dismissals:
         rest = [part for one in states for part in self._forgetting(one)]
         noting = self._index.noting(tombstones)
         # The tombstones come last: whoever is cut off before them can begin again.
-        replies = await pipelined(self._redis, [*rest, *noting, *dismissing])
+        commands = [*rest, *noting, *dismissing]
+        replies = await run_mixed(self._redis, commands, NOTING, _DISMISS)
         return [bool(one) for one in replies[-len(dismissing) :]]
 
     def _dismissing(self, tombstone: ProgressState, for_s: int) -> Command:
         fields = [part for pair in to_fields(tombstone).items() for part in pair]
-        return ("EVAL", _DISMISS, 1, self._keys.upload(tombstone.session_id), for_s, *fields)
+        return _DISMISS.call([self._keys.upload(tombstone.session_id)], for_s, *fields)
 
     def _forgetting(self, state: ProgressState) -> list[Command]:
         commands: list[Command] = [

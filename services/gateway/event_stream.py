@@ -60,9 +60,7 @@ class EventStream:
         self._dialect: Final = dialect
         self._around: Final = around
         self._loop: Final = asyncio.get_running_loop()
-        self._outbound: Final = Outbound(
-            transport, around.flusher, self._too_slow, dialect.join
-        )
+        self._outbound: Final = Outbound(transport, around.flusher, self._too_slow, dialect)
         self._expiry: asyncio.TimerHandle | None = None
         self._ended: Final = asyncio.Event()
         self._watcher: Final = Watcher(

@@ -31,6 +31,7 @@ __all__ = [
     "fold",
     "merged",
     "move",
+    "position_of",
     "require_writable",
 ]
 
@@ -297,4 +298,28 @@ def _move_job(state: ProgressState, position: JobProgress) -> ProgressState | No
         current=position.current,
         total=position.total,
         job_updated=max(position.at, known[0]),
+    )
+
+
+def position_of(state: ProgressState, *, of_job: bool) -> UploadProgress | JobProgress:
+    """Return the position that a state, of the upload or of its job, stands at."""
+    if of_job:
+        return JobProgress(
+            upload_id=state.session_id,
+            job_id=state.job_id or "",
+            seq=state.job_seq,
+            at=state.job_updated or 0,
+            progress=state.job_progress or 0.0,
+            stage=state.stage or "",
+            message=state.message or "",
+            current=state.current,
+            total=state.total,
+        )
+    return UploadProgress(
+        upload_id=state.session_id,
+        seq=state.seq,
+        at=state.last_updated,
+        offset=state.bytes_uploaded,
+        size=state.total_bytes,
+        speed=state.upload_speed,
     )

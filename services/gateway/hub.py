@@ -99,13 +99,14 @@ class Hub:
         else:
             state = fold(topic.state, event)
         if state is not None:
+            before = topic.state
             topic.become(state)
             for watcher in tuple(followers or ()):
                 if watcher.dialect.resumable:  # it gets the event itself, besides the state
-                    self._admit(watcher, topic, show=not is_first)
-            self._deliver(topic, change_of(event), state, Told(event, event_id))
+                    self._admit(watcher, topic, show=not is_first, now=True)
+            self._deliver(topic, change_of(event), state, Told(event, event_id), before)
         for watcher in tuple(followers or ()):
-            self._admit(watcher, topic)
+            self._admit(watcher, topic, now=True)
         self._drop_if_unwatched(topic)
 
     def advance(self, position: UploadProgress | JobProgress) -> None:
@@ -120,7 +121,7 @@ class Hub:
         if state is not None:
             topic.become(state)
             change = change_of_position(position, before, state)
-            self._deliver(topic, change, state, Told(position))
+            self._deliver(topic, change, state, Told(position), before)
 
     def correct(self, recorded: ProgressState) -> None:
         """Bring a topic up to a recorded state that is ahead of it: events were missed."""
@@ -129,26 +130,35 @@ class Hub:
             return
         before, state = topic.state, merged(topic.state, recorded)
         topic.become(state)
-        self._deliver(topic, Change.SNAPSHOT, state, before)
+        self._deliver(topic, Change.SNAPSHOT, state, None, before)
 
     def _deliver(
-        self, topic: Topic, change: Change, state: ProgressState, told: Told | ProgressState
+        self,
+        topic: Topic,
+        change: Change,
+        state: ProgressState,
+        told: Told | None,
+        before: ProgressState | None,
     ) -> None:
         for dialect, watchers in tuple(topic.watchers.items()):
-            if isinstance(told, ProgressState):  # what they had before they missed something
-                payload = dialect.caught_up(told, state, self._since(topic.upload_id))
-            else:
+            if told is not None:
                 payload = dialect.encode(change, state, told)
+            else:  # events were missed
+                since = self._since(topic.upload_id)
+                payload = dialect.caught_up(before or state, state, since)
             if payload is None:
                 continue
             framed = dialect.framed(payload)
             DELIVERED.inc(len(watchers))
             self.delivered += len(watchers)
-            key = topic.job if change.of_job else topic
+            key = topic.job if change.of_job else topic.upload
             if change.is_replaced:
                 for watcher in watchers:
-                    watcher.outbound.put_latest(key, framed)
+                    watcher.outbound.put_latest(key, framed, topic)
             else:
+                # A gap is told besides the newest state, in dialects that can go on from it.
+                if before is not None and (told is not None or not dialect.resumable):
+                    topic.settle(dialect, before, told.id if told is not None else "")
                 for watcher in tuple(watchers):  # who is too slow is dropped at once
                     watcher.outbound.put(framed, supersedes=key)
 
@@ -175,10 +185,8 @@ class Hub:
             finally:
                 watcher.asked.discard(upload_id)
 
-    def _admit(
-        self, watcher: Watcher, topic: Topic, *, show: bool = True, gap: bool = False
-    ) -> None:
-        """Join and send the state: one step, so that no event falls between."""
+    def _admit(self, watcher: Watcher, topic: Topic, *, show: bool = True, **how: bool) -> None:
+        """Join and send the state, as ``Topic.show`` does: no event falls between."""
         state = topic.state
         unwanted = topic in watcher.topics or topic.upload_id in watcher.declined
         if unwanted or watcher.gone or state is None:
@@ -186,7 +194,7 @@ class Hub:
         topic.join(watcher)
         self.delivered += 1
         if show:
-            self.show(watcher, state, gap=gap)
+            topic.show(watcher, **how)
 
     def show(self, watcher: Watcher, state: ProgressState, *, gap: bool = False) -> None:
         """Send a socket a state; ``gap``: because it has missed events."""
@@ -344,13 +352,13 @@ class Hub:
         return [
             topic.upload_id
             for topic in self._topics.values()
-            if topic.state is not None and _may_change(topic.state, before)
+            if topic.state is not None and topic.state.may_change(before)
         ]
 
     def _topic(self, upload_id: str) -> Topic:
         topic = self._topics.get(upload_id)
         if topic is None:
-            topic = self._topics[upload_id] = Topic(upload_id)
+            topic = self._topics[upload_id] = Topic(upload_id, self._since)
             self._interest.watch(upload_id)
             WATCHED.set(len(self._topics))
         return topic
@@ -373,14 +381,6 @@ class Hub:
         if unwatched and self._topics.pop(topic.upload_id, None) is not None:
             self._interest.unwatch(topic.upload_id)
             WATCHED.set(len(self._topics))
-
-
-def _may_change(state: ProgressState, before: int | None) -> bool:
-    if not state.is_over:
-        return before is None or state.last_updated < before
-    if state.status != "completed" or state.job_is_over:
-        return False
-    return before is None or (state.job_seq > 0 and (state.job_updated or 0) < before)
 
 
 def _owner(watcher: Watcher) -> tuple[str, str]:

@@ -1,35 +1,30 @@
 """What one socket is still owed, and when it is written.
 
 A socket is written to only while its transport has nothing queued, and all that is due to it
-in one turn of the loop goes out in one write. For a socket that does not drain, per key only
-the newest progress is kept; lifecycle frames queue, in order, up to a bound. So a slow reader
-costs a bounded amount of memory and slows nobody down.
+in one turn of the loop goes out in one write. For a socket that does not drain, of progress
+and of first states only what they are about is kept; lifecycle frames queue, in order, up to a
+bound. So a slow reader costs a bounded amount of memory and slows nobody down.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
-import socket
-import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from prometheus_client import Counter
+
+from services.gateway.dialects.protocol import Dialect
+from services.gateway.kernel_queue import keep_kernel_queue_short
+from services.gateway.owed import Owed, Source, all_due, due
 
 __all__ = ["Flusher", "Outbound"]
 
 _MAX_QUEUED_FRAMES: Final = 1024
 _MAX_QUEUED_BYTES: Final = 192 * 1024
-_MAX_WRITE: Final = 64 * 1024
-"""Bytes in one write. What a transport has taken can no more be replaced by what is newer."""
 _FRAME_COST: Final = 128
 """Bytes that a queued frame takes besides its own, so that small ones are not for nothing."""
-_UNSENT_LOW_WATER: Final = 16 * 1024
-"""Bytes the kernel takes ahead of the network. Unbounded, a client that stopped reading
-swallows 4 MB of progress that is stale by the time it is read."""
-
 _SLOW_CHECK_S: Final = 0.05
 _AT_ONCE: Final = 500
 """Sockets that are written to before anything else gets its turn of the loop."""
@@ -41,7 +36,6 @@ FLUSHED = Counter("gateway_writes_total", "Writes to sockets.")
 BYTES = Counter("gateway_bytes_total", "Bytes of frames handed to sockets.")
 FRAMES = Counter("gateway_frames_total", "Frames handed to sockets.")
 CONFLATED = Counter("gateway_conflated_total", "Progress frames replaced by newer ones.")
-
 SLOW = Counter("gateway_slow_total", "Sockets given up as too slow, by bound.", ["bound"])
 
 _numbers = itertools.count()
@@ -54,24 +48,16 @@ class Outbound:
         transport: Of the socket, after its handshake is out.
         flusher: Shared by all sockets of the loop.
         on_slow: Called once, when the bound is passed or nothing drained for too long.
-        join: Makes one write of several frames.
+        dialect: What is spoken; makes one write of several frames.
         send: Writes to the socket, unless something is queued there: then it returns False.
             ``None``: by the transport.
 
     """
 
     __slots__ = (
-        *("_dirty", "_finished", "_flusher", "_frame", "_frames", "_join", "_key"),
-        *(
-            "_on_slow",
-            "_queued_bytes",
-            "_queued_frames",
-            "_send",
-            "_slow",
-            "_transport",
-            "stalled_at",
-        ),
-        *("is_cut", "written_at"),
+        *("_dialect", "_dirty", "_finished", "_flusher", "_frame", "_frames", "_key"),
+        *("_on_slow", "_queued_bytes", "_queued_frames", "_send", "_slow", "_transport"),
+        *("is_cut", "stalled_at", "written_at"),
     )
 
     def __init__(
@@ -79,19 +65,19 @@ class Outbound:
         transport: asyncio.WriteTransport,
         flusher: Flusher,
         on_slow: Callable[[], None],
-        join: Callable[[Collection[bytes]], bytes] = b"".join,
+        dialect: Dialect,
         send: Callable[[bytes], bool] | None = None,
     ) -> None:
         self._transport: Final = transport
         self._flusher: Final = flusher
         self._on_slow: Final = on_slow
-        self._join: Final = join
+        self._dialect: Final = dialect
         self._send: Final = send if send is not None else self._send_by_transport
         self._frame: bytes | None = None
         """The only one that is owed, as it mostly is; several stand in ``_frames``."""
         self._key: object = None
         """Of ``_frame``, if it is progress."""
-        self._frames: dict[object, bytes] | None = None
+        self._frames: Owed | None = None
         self._queued_bytes = self._queued_frames = 0
         """Of what must arrive, put while it has not drained."""
         self.is_cut = False
@@ -102,30 +88,80 @@ class Outbound:
         self.stalled_at: float | None = None
         self.written_at = flusher.now()
         """When messages last went out; the loop's clock, seconds."""
-        _keep_kernel_queue_short(transport)
+        keep_kernel_queue_short(transport)
 
     def put(self, frame: bytes, *, supersedes: object = None) -> None:
         """Owe a frame that must arrive, after all before it; drop a progress it supersedes."""
         if self._finished:
             return
-        if self.stalled_at is not None:  # else it may go out in this turn
-            self._queued_frames += 1
-            self._queued_bytes += len(frame) + _FRAME_COST
         if not self._dirty:
             self._dirty = True
             self._frame = frame
             self._flusher.add(self)
+            self._queue(frame)
             return
         frames = self._several()
         if supersedes is not None:
             frames.pop(supersedes, None)
         frames[next(_numbers)] = frame
+        self._queue(frame)
+
+    def _queue(self, frame: bytes) -> None:
+        """Count a frame that must arrive; give up who takes too few of them."""
+        if self.stalled_at is None:  # it may go out in this turn
+            return
+        self._queued_frames += 1
+        self._queued_bytes += len(frame) + _FRAME_COST
         too_many = self._queued_frames > _MAX_QUEUED_FRAMES
         if too_many or self._queued_bytes > _MAX_QUEUED_BYTES:
             self.give_up("queue")
 
-    def put_latest(self, key: object, frame: bytes) -> None:
-        """Owe the newest progress under ``key``; one that still waits is replaced."""
+    def put_state(self, source: Source, *, gap: bool = False) -> None:
+        """Owe the state of a source as it is when it leaves, with all progress until then.
+
+        An event of the source that comes before must be announced: see ``settle``.
+        """
+        if self._finished:
+            return
+        alone = not self._dirty and self.stalled_at is None
+        if alone or source in self._several():  # an older one is told as it was
+            if frame := source.shown(self._dialect, gap=gap):
+                self.put(frame)
+            return
+        self._several()[source] = gap
+        if not self._dirty:
+            self._dirty = True
+            self._flusher.add(self)
+
+    def settle(self, source: Source, before: Callable[[bool], bytes]) -> None:
+        """Fix the state of a source that is still owed: what changes now comes after it.
+
+        Args:
+            source: What ``put_state`` was told.
+            before: Returns the frame that it has, told whether that is because of a gap.
+
+        """
+        frames = self._frames
+        if frames is not None and isinstance(gap := frames.get(source), bool):
+            frames[source] = frame = before(gap)
+            self._queue(frame)
+
+    def let_go(self, source: Source, kinds: Sequence[object]) -> None:
+        """Owe nothing of a source that comes from now on, nor progress of these kinds."""
+        frames = self._frames
+        if frames is None:
+            return
+        for kind in kinds:
+            if isinstance(frames.get(kind), Source):
+                del frames[kind]
+        self.settle(source, lambda gap: source.shown(self._dialect, gap=gap))
+
+    def put_latest(self, key: object, frame: bytes, source: Source | None = None) -> None:
+        """Owe the newest progress under ``key``; one that still waits is replaced.
+
+        Of a ``source`` that is known, a socket that has stalled is owed the progress that will
+        be newest when it has drained, and none besides a state that is still owed.
+        """
         if self._finished:
             return
         if not self._dirty:
@@ -135,16 +171,19 @@ class Outbound:
             self._flusher.add(self)
             return
         frames = self._several()
+        if source is not None and isinstance(frames.get(source), bool):
+            self._flusher.conflated += 1
+            return
         if key in frames:
             self._flusher.conflated += 1
-        frames[key] = frame
+        frames[key] = frame if source is None or self.stalled_at is None else source
 
     @property
     def queued(self) -> int:
         """How many frames wait."""
         return len(self._frames or ()) + (self._frame is not None)
 
-    def _several(self) -> dict[object, bytes]:
+    def _several(self) -> Owed:
         """Return what is owed, with room for more."""
         frames = self._frames
         if frames is None:
@@ -159,15 +198,14 @@ class Outbound:
 
         Returns how many frames that were; less than none: it has not drained, and waits.
         """
+        if self.stalled_at is not None and self._transport.get_write_buffer_size():
+            return -1
         frame, written = self._frame, 1
         keys: Sequence[object] = ()
-        if frame is None:
-            if self._frames:
-                keys = _due(self._frames)
-                frame = self._joined([self._frames[key] for key in keys])
-                written = len(keys)
-            elif self.stalled_at is not None and self._transport.get_write_buffer_size():
-                return -1
+        if frame is None and self._frames:
+            keys, frames = due(self._frames, self._dialect)
+            written = len(frames)
+            frame = self._joined(frames) if frames else None
         if frame is None:
             written = 0
         elif not self._send(frame):
@@ -189,16 +227,13 @@ class Outbound:
         frames = self._several()
         for key in written:
             frame = frames.pop(key)
-            if isinstance(key, int):
+            if isinstance(frame, bytes) and isinstance(key, int | Source):
                 self._queued_frames = max(self._queued_frames - 1, 0)
                 self._queued_bytes = max(self._queued_bytes - len(frame) - _FRAME_COST, 0)
         self._flusher.add(self)
 
-    def _joined(self, frames: Collection[bytes]) -> bytes:
-        if len(frames) == 1:
-            (frame,) = frames
-            return frame
-        return self._join(frames)
+    def _joined(self, frames: Sequence[bytes]) -> bytes:
+        return frames[0] if len(frames) == 1 else self._dialect.join(frames)
 
     async def drained(self) -> None:
         """Return when the other end has taken what it was owed, or never will."""
@@ -216,9 +251,9 @@ class Outbound:
         What follows it on the transport is the end of the socket.
         """
         if not self._transport.is_closing():
-            frames = self._several()
+            frames = all_due(self._several(), self._dialect)
             if frames:
-                self._transport.write(self._joined(frames.values()))
+                self._transport.write(self._joined(frames))
                 self._flusher.count(len(frames))
         self._forgive()
         self._finished = True
@@ -242,24 +277,6 @@ class Outbound:
     def _forgive(self) -> None:
         self._frame = self._key = self._frames = None
         self._queued_bytes = self._queued_frames = 0
-
-
-def _due(frames: Mapping[object, bytes]) -> Sequence[object]:
-    """Return the keys of what goes into one write: the oldest."""
-    size = 0
-    for count, frame in enumerate(frames.values()):
-        size += len(frame)
-        if size > _MAX_WRITE and count:
-            return list(itertools.islice(frames, count))
-    return list(frames)
-
-
-def _keep_kernel_queue_short(transport: asyncio.WriteTransport) -> None:
-    option = getattr(socket, "TCP_NOTSENT_LOWAT", 25 if sys.platform == "linux" else 0x201)
-    sock = transport.get_extra_info("socket")
-    if sock is not None and sock.family in {socket.AF_INET, socket.AF_INET6}:
-        with contextlib.suppress(OSError):  # the client has gone
-            sock.setsockopt(socket.IPPROTO_TCP, option, _UNSENT_LOW_WATER)
 
 
 class Flusher:

@@ -8,13 +8,11 @@ projection never goes backwards, whatever the members of the group do at the sam
 from __future__ import annotations
 
 import asyncio
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from redis.asyncio import Redis
-from redis.exceptions import NoScriptError
 
 from services.gateway.folding import counter_of, fold, require_writable
 from services.gateway.keys import Keys
@@ -23,11 +21,12 @@ from services.gateway.position_writer import PositionWriter
 from services.gateway.positions import Newest
 from services.gateway.record import JOB_FIELDS, from_fields, to_fields
 from services.gateway.round_trips import RoundTrips
-from services.gateway.sessions_index import SessionsIndex
+from services.gateway.sessions_index import NOTING, SessionsIndex
 from services.gateway.state import ProgressState
 from shared import events
 from shared.events import JobEvent, LifecycleEvent
 from shared.identity import Principal
+from shared.redis_script import RedisScript, run_mixed
 from shared.stream_group import GroupEntry
 from shared.streams import (
     Command,
@@ -41,18 +40,8 @@ from shared.streams import (
 __all__ = ["Projection"]
 
 
-class _Script(NamedTuple):
-    text: str
-    sha: str
-
-
-def _script(name: str) -> _Script:
-    text = Path(__file__).with_name(name).read_text()
-    return _Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
-
-
-_STATE: Final = _script("projection.lua")
-_LOG: Final = _script("log.lua")
+_STATE: Final = RedisScript(Path(__file__).with_name("projection.lua"))
+_LOG: Final = RedisScript(Path(__file__).with_name("log.lua"))
 _DELETED_TTL_S: Final = 60
 """How long a deleted upload is remembered, so that a late event cannot bring it back."""
 _READ_BATCH: Final = 200
@@ -137,16 +126,26 @@ class Projection:
                     found[one] = state
         return found
 
-    async def sessions_of(self, user_id: str) -> list[ProgressState]:
-        """Return the recorded sessions of a user, newest first; forget those that are gone."""
-        key = self._user_key(user_id)
-        (members,) = await self._reads.ask(("SMEMBERS", key))
-        ids = [one.decode(errors="replace") for one in members]
-        found = await self.read_all(ids)
-        gone = [one for one in ids if one not in found]
-        if gone:  # or the set of somebody who is never idle would grow forever
-            await pipelined(self._redis, [("SREM", key, *gone)])
-        alive = [one for one in found.values() if one.status != "deleted"]
+    async def sessions_of(
+        self, user_id: str, known: Callable[[str], ProgressState | None] = lambda _: None
+    ) -> list[ProgressState]:
+        """Return the recorded sessions of a user, newest first.
+
+        Those that ``known`` has the state of are not read. Those without a record are not
+        forgotten here: on a cluster it may be written later than the set. Cleaning up forgets
+        them, once they have been silent for as long as a record is kept.
+        """
+        (members,) = await self._reads.ask(("SMEMBERS", self._user_key(user_id)))
+        found: list[ProgressState] = []
+        unknown: list[str] = []
+        for member in members:
+            session_id = member.decode(errors="replace")
+            if (state := known(session_id)) is not None:
+                found.append(state)
+            else:
+                unknown.append(session_id)
+        found += (await self.read_all(unknown)).values()
+        alive = [one for one in found if one.status != "deleted"]
         return sorted(alive, key=lambda one: one.started_at, reverse=True)
 
     async def handle(self, batch: Sequence[GroupEntry]) -> None:
@@ -248,7 +247,7 @@ class Projection:
             for part in (name, text)
         ]
         key = self._key(state.session_id)
-        return ("EVALSHA", _STATE.sha, 1, key, *version, self._lifetime(state), *fields)
+        return _STATE.call([key], *version, self._lifetime(state), *fields)
 
     def _log(
         self, upload_id: str, state: ProgressState | None, logged: Sequence[Logged]
@@ -263,17 +262,10 @@ class Projection:
             )
         ]
         head = (self._lifetime(state), LOG_LIMIT)
-        return ("EVALSHA", _LOG.sha, 1, self._log_key(upload_id), *head, *values)
+        return _LOG.call([self._log_key(upload_id)], *head, *values)
 
     async def _run(self, commands: Sequence[Command]) -> None:
-        if not commands:
-            return
-        try:
-            await pipelined(self._redis, commands)
-        except NoScriptError:  # a Redis that has not seen them, or has forgotten them
-            for one in (_STATE, _LOG):
-                await self._redis.script_load(one.text)
-            await pipelined(self._redis, commands)
+        await run_mixed(self._redis, commands, _STATE, _LOG, NOTING)
 
 
 def _as_dict(reply: Any) -> Mapping[bytes, bytes]:

@@ -10,15 +10,18 @@ from typing import Final, NamedTuple
 from services.gateway.folding import counter_of, fold
 from services.gateway.log import LOG_LIMIT, Logged
 from services.gateway.state import ProgressState
-from shared.events import JobEvent, LifecycleEvent, UploadFacts
+from shared.events import JobEvent, LifecycleEvent, UploadFacts, encode
 
 __all__ = ["Recent"]
 
 _KEEP_S: Final = 120.0
 _LIMIT: Final = 50_000
+_LIMIT_BYTES: Final = 64 * 1024 * 1024
 _LIMIT_OF_ONE: Final = LOG_LIMIT
 """Events of one upload, and as many of its job; the newest are kept. There are about ten."""
 _NOWHERE: Final = b""
+_OF_ITS_JSON: Final = 3
+"""An event takes about three times the bytes that it has on the stream."""
 
 
 class _Remembered(NamedTuple):
@@ -26,6 +29,8 @@ class _Remembered(NamedTuple):
     owner: tuple[str, str]
     job_id: str
     events: list[Logged]
+    size: int
+    """About how many bytes it takes."""
 
 
 class Recent:
@@ -34,13 +39,21 @@ class Recent:
     Args:
         keep_s: How long after its last event an upload is remembered.
         limit: Events of all uploads together; the longest silent ones go first.
+        limit_bytes: What they may take together, likewise.
 
     """
 
-    def __init__(self, *, keep_s: float = _KEEP_S, limit: int = _LIMIT) -> None:
+    def __init__(
+        self,
+        *,
+        keep_s: float = _KEEP_S,
+        limit: int = _LIMIT,
+        limit_bytes: int = _LIMIT_BYTES,
+    ) -> None:
         self._keep_s: Final = keep_s
         self._limit: Final = limit
-        self._count = 0
+        self._limit_bytes: Final = limit_bytes
+        self._count = self._size = 0
         self._uploads: Final[OrderedDict[str, _Remembered]] = OrderedDict()
         self._by_owner: Final[dict[tuple[str, str], set[str]]] = {}
         self._by_job: Final[dict[str, str]] = {}
@@ -63,15 +76,22 @@ class Recent:
         now = time.monotonic()
         owner = (event.upload.tenant, event.upload.user_id)
         known = self._forget(event.upload_id)
-        told = known.events if known is not None else []
-        told = _with(told, Logged(entry_id, partition, event))
-        self._uploads[event.upload_id] = _Remembered(now, owner, event.upload.job_id, told)
+        before, size = (known.events, known.size) if known is not None else ([], 0)
+        told = _with(before, Logged(entry_id, partition, event))
+        if len(told) == len(before) + 1:
+            size += _size_of(event)
+        elif told is not before:
+            size = sum(_size_of(one.event) for one in told)
+        remembered = _Remembered(now, owner, event.upload.job_id, told, size)
+        self._uploads[event.upload_id] = remembered
         self._by_owner.setdefault(owner, set()).add(event.upload_id)
         self._by_job[event.upload.job_id] = event.upload_id
         self._count += len(told)
+        self._size += size
         while self._uploads:
             oldest = next(iter(self._uploads))
-            if self._count <= self._limit and now - self._uploads[oldest].at <= self._keep_s:
+            too_many = self._count > self._limit or self._size > self._limit_bytes
+            if not too_many and now - self._uploads[oldest].at <= self._keep_s:
                 break
             self._forget(oldest)
 
@@ -79,6 +99,7 @@ class Recent:
         known = self._uploads.pop(upload_id, None)
         if known is not None:
             self._count -= len(known.events)
+            self._size -= known.size
             of_owner = self._by_owner[known.owner]
             of_owner.discard(upload_id)
             if not of_owner:
@@ -117,6 +138,10 @@ class Recent:
         for one in known.events if known is not None else ():
             state = fold(state, one.event) or state
         return state
+
+
+def _size_of(event: LifecycleEvent) -> int:
+    return _OF_ITS_JSON * len(encode(event))
 
 
 def _with(told: list[Logged], one: Logged) -> list[Logged]:

@@ -234,8 +234,12 @@ class Relay:
     async def sessions_of(self, caller: Principal) -> list[ProgressState]:
         """Return the caller's sessions, newest first, as of the moment of returning."""
         await self.reading.of_all()
-        recorded = await self._projection.sessions_of(caller.user_id)
-        own = {one.session_id: one for one in recorded if one.tenant == caller.tenant}
+        recorded = await self._projection.sessions_of(caller.user_id, self._under_way)
+        own = {
+            one.session_id: self._under_way(one.session_id) or one
+            for one in recorded
+            if one.tenant == caller.tenant
+        }
         recent = self.recent_of(caller.user_id, caller.tenant)
         own |= await self._projection.read_all([one for one in recent if one not in own])
         for upload_id in self.recent_of(caller.user_id, caller.tenant):
@@ -244,6 +248,13 @@ class Relay:
                 own[upload_id] = newer
         alive = [one for one in own.values() if one.status != "deleted"]
         return sorted(alive, key=lambda one: one.started_at, reverse=True)
+
+    def _under_way(self, upload_id: str) -> ProgressState | None:
+        """Return the state of an upload that somebody watches here, unless it is over: that it
+        was dismissed would only be recorded.
+        """
+        state = self.hub.state_of(upload_id)
+        return state if state is not None and not state.is_over else None
 
     def _on_join(self, streams: Collection[str]) -> None:
         """Forget the numbers of producers: they went on while nobody read them."""

@@ -24,6 +24,7 @@ __all__ = [
     "event_id",
     "in_order",
     "is_of_lost_history",
+    "just_before",
     "last_events",
     "missed",
     "parse_event_id",
@@ -37,6 +38,8 @@ ALL: Final = ""
 """Stands for all that is the caller's; no upload has this name."""
 _AHEAD_MS: Final = 60_000
 """The clocks of Redis and of this process may differ by so much."""
+_LAST: Final = 10**19 - 1
+"""The number of no entry, and beyond those that entries of one millisecond have."""
 _FORM: Final = re.compile(r"(\d{1,15})-(\d{1,19})-(\d{1,4})", re.ASCII)
 
 
@@ -60,6 +63,12 @@ class EventId(NamedTuple):
 def event_id(entry_id: bytes, partition: int) -> str:
     """Return the id that clients know an event by."""
     return f"{entry_id.decode()}-{partition}"
+
+
+def just_before(event_id: str) -> str:
+    """Return the id to go on from for who has all of a stream before an event."""
+    at, number, partition = parse_event_id(event_id)
+    return f"{at}-{number - 1}-{partition}" if number else f"{at - 1}-{_LAST}-{partition}"
 
 
 def parse_event_id(text: str) -> EventId:

@@ -1,14 +1,15 @@
 """Reads of many callers in one round trip: what is asked while the last one is under way.
 
 When a gateway has gone, thousands of sockets come to another one within a second, and each
-reads a little. Redis answers in the order of asking; a reader whose command is refused gets
-the error alone. While Redis is away all who ask get its failure, as if each had asked alone.
+reads a little, many of them the same: that is asked once. Redis answers in the order of asking;
+who asks what is refused gets the error, and nobody else. While Redis is away all who ask get
+its failure, as if each had asked alone.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from redis.asyncio import Redis
@@ -36,7 +37,7 @@ class RoundTrips:
         self._under_way = False
 
     async def ask(self, *commands: Command) -> list[Any]:
-        """Return the raw replies, in order.
+        """Return the raw replies, in order. Others may get the same ones: nobody changes them.
 
         Raises:
             RedisError, OSError: As ``shared.streams.pipelined``.
@@ -58,7 +59,7 @@ class RoundTrips:
 
     async def _trip(self) -> None:
         asked, self._asked = self._asked, []
-        commands = [one for each, _ in asked for one in each]
+        commands = list(dict.fromkeys(one for each, _ in asked for one in each))
         try:
             replies = await pipelined(self._redis, commands, raise_on_error=False)
         except REDIS_FAILURES as exc:
@@ -73,16 +74,14 @@ class RoundTrips:
                 answer.cancel()
             self._asked = []
             raise
-        _share_out(asked, replies)
+        _share_out(asked, dict(zip(commands, replies, strict=True)))
 
 
-def _share_out(asked: Sequence[_Asked], replies: Sequence[Any]) -> None:
-    at = 0
+def _share_out(asked: Sequence[_Asked], replies: Mapping[Command, Any]) -> None:
     for each, answer in asked:
-        own = list(replies[at : at + len(each)])
-        at += len(each)
         if answer.done():
             continue
+        own = [replies[one] for one in each]
         refused = next((one for one in own if isinstance(one, Exception)), None)
         if refused is not None:
             answer.set_exception(refused)

@@ -16,12 +16,14 @@ from redis.asyncio import Redis
 
 from services.gateway.keys import LISTED, Keys, member_of, user_and_session
 from services.gateway.state import ProgressState
+from shared.redis_script import RedisScript
 from shared.streams import Command, command, pipelined
 from shared.times import now_ms
 
-__all__ = ["Listed", "SessionsIndex"]
+__all__ = ["NOTING", "Listed", "SessionsIndex"]
 
-_SCRIPT: Final = Path(__file__).with_name("sessions_index.lua").read_text()
+NOTING: Final = RedisScript(Path(__file__).with_name("sessions_index.lua"))
+"""What ``SessionsIndex.noting`` calls."""
 _NUMBERS: Final = {status: number for number, status in enumerate(LISTED, start=1)}
 
 Listed = tuple[str, str]
@@ -46,7 +48,7 @@ class SessionsIndex:
         self._ttl_s: Final = ttl_s
 
     def noting(self, states: Iterable[ProgressState]) -> list[Command]:
-        """Return what notes recorded states, deletions too; one script a tenant."""
+        """Return what notes recorded states, deletions too, for ``run_mixed``."""
         pairs: dict[str, list[str | int]] = {}
         for one in states:
             of_tenant = pairs.setdefault(one.tenant, [])
@@ -59,7 +61,7 @@ class SessionsIndex:
     def _noting(self, tenant: str, pairs: Sequence[str | int]) -> list[Command]:
         now, keys = now_ms(), self._all(tenant)
         return [
-            ("EVAL", _SCRIPT, len(keys), *keys, now, self._ttl_s, *pairs),
+            NOTING.call(keys, now, self._ttl_s, *pairs),
             ("ZADD", self._keys.tenants, "GT", now, tenant),
             ("EXPIRE", self._keys.tenants, self._ttl_s),
         ]

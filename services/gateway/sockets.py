@@ -165,8 +165,11 @@ class Sockets:
         self.keepalive.add(one)
         if isinstance(one, Connection):  # others have none in their dialects
             self.heartbeat.add(one)
-        self.lifetimes.add(one, asyncio.get_running_loop().time())
+        loop = asyncio.get_running_loop()
+        self.lifetimes.add(one, loop.time())
         self.figures.opened(one.dialect)
+        if self.admission.closing:  # it was let in before; once it is open, it ends as all do
+            loop.call_soon(one.close, WSCloseCode.SERVICE_RESTART, "restarting")
 
     def remove(self, one: Held) -> None:
         """Count it out."""

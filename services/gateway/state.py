@@ -148,6 +148,16 @@ class ProgressState(msgspec.Struct, frozen=True, kw_only=True):
         """What orders two states of a job."""
         return self.job_seq, self.job_updated or 0
 
+    def may_change(self, before: int | None = None) -> bool:
+        """Whether something may still be told of it; and if ``before`` is given (UTC, ms), it
+        or its job has begun and been silent since.
+        """
+        if not self.is_over:
+            return before is None or self.last_updated < before
+        if self.status != "completed" or self.job_is_over:
+            return False
+        return before is None or (self.job_seq > 0 and (self.job_updated or 0) < before)
+
     @property
     def job_is_over(self) -> bool:
         """Whether the processing has ended, one way or the other."""

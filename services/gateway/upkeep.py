@@ -15,8 +15,10 @@ from services.gateway.rest import KEPT_S, NO_STORE, PATH, RELAY, needs_redis
 from services.gateway.sessions_index import SessionsIndex
 from services.gateway.sockets import SOCKETS
 from services.gateway.state import ProgressState
+from shared.cors import origin_allowed
 from shared.errors import Forbidden, InvalidRequest
 from shared.identity import Principal, principal_of
+from shared.serve import CORS
 from shared.times import Timestamp, now_ms, rfc3339
 from shared.web import json_response
 
@@ -139,6 +141,9 @@ async def read_stats(request: web.Request) -> web.Response:
 async def clean_up(request: web.Request) -> web.Response:
     """Remove progress of the caller's tenant, a bounded number of sessions."""
     tenant = _admin(request).tenant
+    # Where everyone is the local user, pages that he looks at must not do it for him.
+    if not origin_allowed(request.app[CORS], request):
+        raise Forbidden("This page may not clean up.")
     older_than_s = _wanted(await request.read()).older_than_seconds
     if isinstance(older_than_s, msgspec.UnsetType):
         older_than_s = float(request.app[KEPT_S])

@@ -11,7 +11,6 @@ may write one record, so each write says what it is newer than (``records.lua``)
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -19,11 +18,11 @@ from typing import Final, NamedTuple
 import msgspec
 import structlog
 from redis.asyncio import Redis
-from redis.exceptions import NoScriptError
 
 from shared import events
 from shared.blobs.store import Chunk
 from shared.percent import percent_of
+from shared.redis_script import RedisScript, run_mixed
 from shared.sidecar import Sidecar
 from shared.stream_group import GroupEntry
 from shared.streams import REDIS_FAILURES, Command, pipelined
@@ -41,8 +40,7 @@ _BATCH: Final = 500
 _GONE_TTL_S: Final = 60
 """How long the record of an upload that is gone stays: until nobody tells old news of it."""
 
-_SCRIPT: Final = Path(__file__).with_name("records.lua").read_text()
-_SHA: Final = hashlib.sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
+_SCRIPT: Final = RedisScript(Path(__file__).with_name("records.lua"))
 
 _encoder: Final = msgspec.json.Encoder()
 
@@ -149,7 +147,8 @@ class SessionRecords:
         while self._pending:
             batch = [self._pending[one] for one in list(self._pending)[:_BATCH]]
             try:
-                await self._run([each for one in batch for each in self._writes(one)])
+                commands = [each for one in batch for each in self._writes(one)]
+                await run_mixed(self._redis, commands, _SCRIPT)
             except REDIS_FAILURES as exc:
                 log.debug("records_not_written", count=len(batch), error=repr(exc))
                 return
@@ -163,7 +162,7 @@ class SessionRecords:
         ttl_s = _GONE_TTL_S if sidecar.is_gone else self._ttl_s
         version = (sidecar.outbox[-1].seq, pending.offset, ttl_s)
         commands: list[Command] = [
-            ("EVALSHA", _SHA, 1, f"upload:{sidecar.upload_id}", *version, *fields)
+            _SCRIPT.call([f"upload:{sidecar.upload_id}"], *version, *fields)
         ]
         chunks_key = _chunks_key(sidecar.upload_id)
         if pending.chunks and not sidecar.is_gone:
@@ -172,13 +171,6 @@ class SessionRecords:
         elif sidecar.is_gone and sidecar.form is not None:
             commands.append(("DEL", chunks_key))
         return commands
-
-    async def _run(self, commands: Sequence[Command]) -> None:
-        try:
-            await pipelined(self._redis, commands)
-        except NoScriptError:  # a Redis that has not seen it, or has forgotten it
-            await self._redis.script_load(_SCRIPT)
-            await pipelined(self._redis, commands)
 
     async def handle(self, batch: Sequence[GroupEntry]) -> None:
         """Drop the records of files that storage has deleted.

@@ -96,12 +96,13 @@ class Audience:
     ) -> tuple[Watcher, Sink]:
         """Return a socket of somebody, and what it gets; it is dropped if it is too slow."""
         sink = Sink()
-        out = Outbound(sink, self.flusher, lambda: self.hub.drop(watcher))
-        watcher = Watcher(dialect or self.dialect, out, caller)
+        spoken = dialect or self.dialect
+        out = Outbound(sink, self.flusher, lambda: self.hub.drop(watcher), spoken)
+        watcher = Watcher(spoken, out, caller)
         return watcher, sink
 
 
 async def settled() -> None:
     """Let everything that is due be written."""
-    for _ in range(3):
+    for _ in range(6):
         await asyncio.sleep(0)

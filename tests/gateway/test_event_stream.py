@@ -12,14 +12,16 @@ import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import aiohttp
 import pytest
 
+from shared.api_keys import new_key
 from shared.identity import Principal
 from shared.sidecar import new_id
-from tests.gateway.conftest import ORIGIN, StartGateway, bearer, token_of
+from tests.gateway.conftest import AUTHENTICATED, ORIGIN, StartGateway, bearer, token_of
 from tests.gateway.feed import Feed
 from tests.gateway.metrics import metric
 from tests.gateway.samples import EVE, Told, principal
@@ -218,6 +220,65 @@ async def test_access(gateway: ServiceProcess, feed: Feed, caller: Principal) ->
     for other, status in ((EVE, 403), (None, 401)):
         async with listening(gateway, other, {"ids": told.id}) as source:
             assert source.answer.status == status
+
+
+async def test_credentials_in_the_url(
+    start_gateway: StartGateway, feed: Feed, caller: Principal, tmp_path: Path
+) -> None:
+    """All that a handshake takes from its query a stream takes too, and nothing else."""
+    key, line = new_key(caller.tenant, [])
+    (tmp_path / "keys").write_text(f"{line}\n")
+    service = start_gateway(
+        **AUTHENTICATED,
+        AUTH_API_KEYS_FILE=str(tmp_path / "keys"),
+        CORS_ALLOWED_ORIGINS=ORIGIN,
+    )
+    told = Told(owner=caller)
+    await feed.tell(told.created())
+
+    async def ticket(origin: str | None) -> str:
+        headers = {**bearer(caller), **({"Origin": origin} if origin else {})}
+        async with (
+            aiohttp.ClientSession() as http,
+            http.post(f"{service.url}/v1/events/ticket", headers=headers) as answer,
+        ):
+            return str((await answer.json())["ticket"])
+
+    token, foreign, page = token_of(caller), token_of(EVE), {"Origin": ORIGIN}
+    own, bound = await ticket(None), await ticket(ORIGIN)
+    mine = {"api_key": key, "username": caller.user_id}
+    table: list[tuple[dict[str, str], dict[str, str], int]] = [
+        ({"token": token}, {}, 200),
+        ({"token": token}, page, 200),
+        ({"token": foreign}, {}, 403),
+        ({"token": token_of(caller, lives_s=-60)}, {}, 401),
+        ({"token": f"{token[:-4]}AAAA"}, {}, 401),
+        ({"token": ""}, {}, 401),
+        ({"token": token}, bearer(caller), 401),
+        ({"token": token, **mine}, {}, 401),
+        ({"access_token": token}, {}, 401),
+        ({}, {"Sec-WebSocket-Protocol": f"bearer, {token}"}, 401),
+        (mine, {}, 200),
+        ({"api_key": key}, {}, 401),
+        ({**mine, "api_key": f"{key[:-4]}0000"}, {}, 401),
+        ({"ticket": own, "token": token}, {}, 401),
+        ({"ticket": own}, {}, 200),
+        ({"ticket": own}, {}, 401),
+        ({"ticket": bound}, {"Origin": "https://evil.example"}, 401),
+        ({"ticket": bound}, page, 401),
+        ({"ticket": await ticket(ORIGIN)}, page, 200),
+        ({"ticket": "made-up"}, {}, 401),
+        ({"ticket": ""}, {}, 401),
+    ]
+    found = []
+    for query, headers, _ in table:
+        async with listening(service, None, {"ids": told.id, **query}, headers=headers) as one:
+            found.append((query, headers, one.answer.status))
+            if one.answer.status == 200:
+                await one.until("subscribed")
+    assert found == table
+    said = service.log.read_text()
+    assert not any(secret in said for secret in (token, foreign, key, own, bound))
 
 
 async def test_other_names(gateway: ServiceProcess, feed: Feed, caller: Principal) -> None:

@@ -96,7 +96,7 @@ async def test_the_clock_of_a_socket() -> None:
     """Silence is counted from what was really written, not from what still waits."""
     sink = Sink()
     flusher = Flusher(asyncio.get_running_loop(), stall_limit_s=30)
-    out = Outbound(sink, flusher, lambda: None)
+    out = Outbound(sink, flusher, lambda: None, Media())
     begun = out.written_at
     sink.stuck = True
     out.put(b"\x81\x02{}")

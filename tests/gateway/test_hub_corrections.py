@@ -84,6 +84,17 @@ async def test_nothing_ends_twice(dialect: Dialect, end: list[str]) -> None:
     assert len(set(heard)) == len(heard)
 
 
+async def test_who_is_still_owed_a_state_gets_one_end() -> None:
+    """Catches an end told twice: by the first state, which had not left, and by what came."""
+    corrected = Corrected()
+    told = corrected.told
+    corrected.record(told.created())
+    sink = await corrected.watch(Media())
+    await corrected.correct(told.completed())
+    heard = _kinds(sink.messages())
+    assert (len(heard), heard.count("completed")) == (2, 1)
+
+
 async def test_who_can_resume_is_told_of_each_gap() -> None:
     """Catches a gap that is hidden from those who get the events themselves."""
     corrected = Corrected()

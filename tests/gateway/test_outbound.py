@@ -10,11 +10,13 @@ from typing import Final
 import pytest
 
 from services.gateway.outbound import Flusher, Outbound
+from tests.gateway.audience import Plain
 from tests.gateway.loops import on_both_loops
 from tests.gateway.pairs import End, connected
 from tests.shared.waiting import eventually
 
 TURNS: Final = 5
+PLAIN: Final = Plain()
 
 
 class Socket:
@@ -24,7 +26,7 @@ class Socket:
         self.end: Final = end
         self.flusher: Final = Flusher(asyncio.get_running_loop(), stall_limit_s=stall_limit_s)
         self.slow = 0
-        self.out: Final = Outbound(end, self.flusher, self._count)  # type: ignore[arg-type]
+        self.out: Final = Outbound(end, self.flusher, self._count, PLAIN)  # type: ignore[arg-type]
 
     def _count(self) -> None:
         self.slow += 1
@@ -229,7 +231,7 @@ async def test_one_too_slow_spoils_no_turn() -> None:
         flusher = Flusher(asyncio.get_running_loop(), stall_limit_s=30)
         gone: list[str] = []
         outs = [
-            Outbound(end, flusher, lambda: gone.append("one"))  # type: ignore[arg-type]
+            Outbound(end, flusher, lambda: gone.append("one"), PLAIN)  # type: ignore[arg-type]
             for end in (slow, quick)
         ]
         slow.fill()
@@ -247,7 +249,7 @@ async def test_the_kernel_takes_little_ahead() -> None:
     """A client that never reads costs the kernel well under a megabyte of stale progress."""
     async with connected() as end:
         flusher = Flusher(asyncio.get_running_loop(), stall_limit_s=30)
-        out = Outbound(end, flusher, lambda: None)  # type: ignore[arg-type]
+        out = Outbound(end, flusher, lambda: None, PLAIN)  # type: ignore[arg-type]
         frame, quiet = b"p" * 512, 0
         while quiet < 50:
             before = len(end.writes)
@@ -264,7 +266,7 @@ async def test_a_client_that_has_gone_can_still_be_wrapped() -> None:
         end.transport.abort()
         await asyncio.sleep(0.05)
         flusher = Flusher(asyncio.get_running_loop(), stall_limit_s=30)
-        Outbound(end, flusher, lambda: None).put(b"a")  # type: ignore[arg-type]
+        Outbound(end, flusher, lambda: None, PLAIN).put(b"a")  # type: ignore[arg-type]
         await turns()
         assert end.writes == []
 

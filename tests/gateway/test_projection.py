@@ -7,6 +7,7 @@ import random
 from contextlib import AsyncExitStack
 from typing import Any
 
+import msgspec
 import pytest
 from redis.asyncio import Redis
 
@@ -97,8 +98,8 @@ async def test_a_batch_writes_once_an_upload(any_redis: Redis) -> None:
     batch += [entry(one.queued()) for one in uploads[:2]]
     batch += [entry(*(one.processing(n) for one in uploads[:2])) for n in range(20)]
     await projection.handle(batch)
-    logs, upload_halves, job_halves, positions = 5, 5, 2, 2
-    writes = logs + upload_halves + job_halves + positions
+    logs, upload_halves, job_halves, positions, notes = 5, 5, 2, 2, 1
+    writes = logs + upload_halves + job_halves + positions + notes
     assert await calls(any_redis, "evalsha") == before + writes
     moving = [entry(*(one.position(n) for one in uploads[2:])) for n in range(20, 40)]
     moving += [entry(*(one.processing(n) for one in uploads[:2])) for n in range(20, 40)]
@@ -401,16 +402,39 @@ async def test_deletion(any_redis: Redis) -> None:
 
 
 async def test_sessions_of_a_user(any_redis: Redis) -> None:
-    """A user's sessions come newest first; those that have run out leave the set."""
+    """A user's sessions come newest first, without those that have run out."""
     projection = projection_on(any_redis)
     uploads = [Told(at=START + n) for n in (2, 1, 3)]
     await told_to(projection, *(one.created() for one in uploads))
     await any_redis.delete(f"{PREFIX}:{uploads[0].id}")
     found = await projection.sessions_of("ada")
     assert [one.session_id for one in found] == [uploads[2].id, uploads[1].id]
-    members = await any_redis.smembers(f"{PREFIX}:user:ada")
-    assert members == {uploads[1].id.encode(), uploads[2].id.encode()}
     assert await projection.sessions_of("nobody") == []
+
+
+async def test_a_record_that_is_late(any_redis: Redis) -> None:
+    """Who lists between the set and a record, in another slot, takes nothing from the user."""
+    projection, told = projection_on(any_redis), Told()
+    await told_to(projection, told.created())
+    key = f"{PREFIX}:{told.id}"
+    record = await any_redis.hgetall(key)
+    await any_redis.delete(key)
+    assert await projection.sessions_of("ada") == []
+    fields = (part for pair in record.items() for part in pair)
+    await command(any_redis, "HSET", key, *fields)
+    assert [one.session_id for one in await projection.sessions_of("ada")] == [told.id]
+
+
+async def test_what_is_known_is_not_read(any_redis: Redis) -> None:
+    """The record of a session whose state is at hand is of no interest to who lists it."""
+    projection, told, other = projection_on(any_redis), Told(), Told(at=START + 1)
+    await told_to(projection, told.created(), other.created())
+    known = msgspec.structs.replace(await stored(projection, told.id), bytes_uploaded=77)
+    await any_redis.delete(f"{PREFIX}:{told.id}")
+    found = await projection.sessions_of("ada", {told.id: known}.get)
+    assert [(one.session_id, one.bytes_uploaded) for one in found] == [
+        *((other.id, 0), (told.id, 77)),
+    ]
 
 
 async def test_a_redis_that_has_forgotten_everything(any_redis: Redis) -> None:

@@ -72,6 +72,25 @@ def test_events_are_bounded() -> None:
     assert kept == [one.id for one in (uploads[0], *uploads[2:5])]
 
 
+def test_bytes_are_bounded() -> None:
+    """Few events with much in them are too many as well; the newest one is kept, or none."""
+    uploads, recent = [Told() for _ in range(20)], Recent(limit_bytes=200_000)
+    for one in uploads:
+        recent.remember(one.created())
+    assert len(recent) == 20
+    large = {"note": "x" * 10_000}
+    for one in uploads[:10]:
+        recent.remember(one.processed(result=large))
+        recent.remember(one.processed(result=large))
+    kept = [one.id for one in uploads if recent.newer(one.id, None)]
+    assert kept == [one.id for one in uploads[7:10]]
+    recent.remember(uploads[0].processed(result={"note": "x" * 100_000}))
+    assert len(recent) == 0
+    for one in uploads:
+        recent.remember(one.created())
+    assert len(recent) == 20
+
+
 def test_one_upload_cannot_take_all_the_room() -> None:
     """Of an upload with endless events the newest are kept."""
     told, recent = Told(), Recent()

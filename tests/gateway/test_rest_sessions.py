@@ -378,6 +378,19 @@ async def test_bad_cleanups(root: Caller, body: bytes) -> None:
     assert (status, answer["error_code"]) == (400, "INVALID_REQUEST")
 
 
+async def test_the_local_user_is_admin(start_gateway: StartGateway) -> None:
+    """With AUTH_MODE=open both work at once, but not for a page of somebody else."""
+    service = start_gateway(AUTH_MODE="open")
+    url = f"{service.url}/v1/dashboard/upload/progress"
+    async with aiohttp.ClientSession() as http:
+        async with http.get(f"{url}/stats") as answer:
+            assert (answer.status, (await answer.json())["tenant"]) == (200, "local")
+        for origin, status in ((None, 200), (service.url, 200), ("https://evil.example", 403)):
+            headers = {} if origin is None else {"Origin": origin}
+            async with http.post(f"{url}/cleanup", headers=headers) as answer:
+                assert answer.status == status
+
+
 async def test_only_admins(owner: Caller) -> None:
     """Statistics and cleaning up are not for everybody, and are no names of sessions."""
     for method, path in (("GET", "stats"), ("POST", "cleanup")):

@@ -20,16 +20,22 @@ async def reads_processed(redis: Redis) -> int:
     return int((await redis.info("stats"))["total_reads_processed"])
 
 
+async def gets_processed(redis: Redis) -> int:
+    """Return how many GETs Redis has seen."""
+    return int((await redis.info("commandstats")).get("cmdstat_get", {"calls": 0})["calls"])
+
+
 async def test_one_trip(redis: Redis) -> None:
-    """What a thousand ask at a time goes out together, and comes back to who asked it."""
+    """What a thousand ask at a time goes out together, once, and comes back to who asked it."""
     for n in range(3):
         await redis.set(f"key{n}", n)
     trips = RoundTrips(redis)
     await trips.ask(("PING",))
-    before = await reads_processed(redis)
+    before, gets = await reads_processed(redis), await gets_processed(redis)
     asked = [trips.ask(("GET", f"key{n % 3}"), ("ECHO", str(n))) for n in range(1000)]
     answers = await asyncio.gather(*asked)
     assert await reads_processed(redis) - before < 20
+    assert await gets_processed(redis) - gets == 3
     assert answers == [[b"%d" % (n % 3), b"%d" % n] for n in range(1000)]
 
 

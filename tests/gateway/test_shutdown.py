@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import AsyncExitStack
+from typing import Literal
 
 import pytest
 from pytest_aiohttp import AiohttpClient
@@ -146,6 +147,31 @@ async def test_nobody_is_let_in_during_the_end(
     async with client.get("/ws/upload-progress", headers=HANDSHAKE) as answer:
         assert answer.status == 503
         assert "Retry-After" in answer.headers
+
+
+async def test_who_is_let_in_while_the_others_go(
+    aiohttp_client: AiohttpClient,
+    redis_server: RedisServer,
+    redis: Redis,
+    socket_reader: Literal["auto", "aiohttp"],
+) -> None:
+    """A handshake that was being looked up when all were told is answered, and told as well."""
+    settings = Settings(
+        redis_url=redis_server.url,
+        auth_mode="open",
+        websocket_reader=socket_reader,
+        websocket_max_connections_per_user=5,
+    )
+    client = await aiohttp_client(create_app(settings))
+    assert client.app is not None
+    sockets = client.app[SOCKETS]
+    await redis.client_pause(1_000)
+    opening = asyncio.ensure_future(client.ws_connect("/ws/upload-progress"))
+    await eventually(lambda: sockets.admission._undecided, "its place is asked for")
+    await sockets.close_all()
+    async with await opening as ws:
+        await ws.receive(timeout=10)
+        assert ws.close_code == 1012
 
 
 WINDOW_S = 2.5

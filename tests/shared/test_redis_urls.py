@@ -17,12 +17,13 @@ from redis.exceptions import NoScriptError, ResponseError
 
 from shared.errors import StartupError
 from shared.redis_cluster import by_slot, is_cluster, key_of
-from shared.redis_script import RedisScript
+from shared.redis_script import RedisScript, run_mixed
 from shared.redis_urls import connect, fails_over
 from shared.serve import check_redis
 from shared.stream_group import GroupEntry, StreamGroup
 from shared.streams import (
     REDIS_FAILURES,
+    Command,
     event_stream,
     pipelined,
     server_runs,
@@ -186,6 +187,29 @@ async def test_scripts_on_a_cluster(
     script, redis = RedisScript(text), connect_to(three.url)
     for n in range(20):
         assert await script.run(redis, [f"key{n}"], n) == f"key{n}{n}".encode()
+
+
+async def test_scripts_among_commands(
+    three: ClusterNodes, connect_to: ConnectTo, tmp_path: Path
+) -> None:
+    """On primaries that have not seen, or have lost, a script all is done, in its order."""
+    first, second = (tmp_path / name for name in ("first.lua", "second.lua"))
+    first.write_text("return redis.call('SET', KEYS[1], ARGV[1], 'NX') and 1 or 0")
+    second.write_text("return (redis.call('GET', KEYS[1]) or '') .. ARGV[1]")
+    one, two = RedisScript(first), RedisScript(second)
+    redis = connect_to(three.url)
+    keys = [f"mixed{n}" for n in range(20)]
+    commands: list[Command] = []
+    for key in keys:
+        commands += [one.call([key], "a"), two.call([key], "b"), ("STRLEN", key)]
+    await one.load(redis)
+    replies = await run_mixed(redis, commands, one, two)
+    assert replies == [1, b"ab", 1] * len(keys)
+    await redis.script_flush()
+    await pipelined(redis, [("SET", key, "xy") for key in keys])
+    assert await run_mixed(redis, commands, one, two) == [0, b"xyb", 2] * len(keys)
+    with pytest.raises(ResponseError, match="WRONGTYPE"):
+        await run_mixed(redis, [*commands, ("LPUSH", keys[0], "x")], one, two)
 
 
 async def test_a_tail_on_a_cluster(three: ClusterNodes, connect_to: ConnectTo) -> None:
