@@ -68,6 +68,7 @@ class FormUploads:
             UploadNotFound, LeaseUnavailable, OSError: The store fails.
 
         """
+        self._uploads.disk.admit(reader.length or 0)
         part = await reader.next_file()
         said = form.parse_fields(reader.fields, self._limits)
         known = await self._known(said, kind, caller)

@@ -28,6 +28,7 @@ from prometheus_client import Counter
 from redis.asyncio import Redis
 
 from services.ingest import usage
+from services.ingest.doubts import Doubts
 from services.ingest.errors import QuotaExceeded
 from services.ingest.settings import Settings
 from services.ingest.usage import Usage
@@ -109,6 +110,8 @@ class Quotas:
         self._redis: Final = redis
         self._limits: Final = limits
         self._tasks: Final = TaskSet("quotas")
+        self.doubts: Final = Doubts(self._give_back)
+        """What may count though nobody wants it."""
 
     @property
     def enabled(self) -> bool:
@@ -146,8 +149,16 @@ class Quotas:
             )
         return reply.decode()
 
-    async def reserve(self, upload_id: str, facts: UploadFacts, count: int) -> None:
+    async def reserve(
+        self, upload_id: str, facts: UploadFacts, count: int, *, is_new: bool = False
+    ) -> None:
         """Count an open upload for so many bytes, if there is room for them.
+
+        Args:
+            upload_id: The upload.
+            facts: Whose it is.
+            count: All its bytes, those too that are there.
+            is_new: It is created only if this succeeds, and counts nothing otherwise.
 
         Raises:
             QuotaExceeded: It would be too many bytes.
@@ -161,6 +172,8 @@ class Quotas:
             said = await self.set("reserve", upload_id, facts, Usage(count, 1))
         except (TimeoutError, *REDIS_FAILURES) as exc:
             log.warning("quota_not_reserved", error=repr(exc))
+            if is_new:  # Redis may have done it all the same, or may do it yet
+                self.doubts.add(upload_id, facts)
             raise Unavailable("Quotas cannot be checked just now. Try again.") from exc
         if said == "uncounted":
             raise Unavailable("What is stored is being counted. Try again.", retry_after=2)
@@ -185,24 +198,31 @@ class Quotas:
 
         """
         upload_id, facts = sidecar.upload_id, sidecar.facts
-        await self.reserve(upload_id, facts, count)
+        await self.reserve(upload_id, facts, count, is_new=True)
         try:
             yield
         except BaseException:
-            await self._note(upload_id, facts, usage.NOTHING)
+            if not await self._note(upload_id, facts, usage.NOTHING):
+                self.doubts.add(upload_id, facts)
             raise
+
+    async def _give_back(self, upload_id: str, facts: UploadFacts) -> None:
+        await self.set("settle", upload_id, facts, usage.NOTHING)
 
     async def settle(self, sidecar: Sidecar, offset: int) -> None:
         """Count an upload as it is now; never fails, since its events say it again."""
         await self._note(sidecar.upload_id, sidecar.facts, usage.of(sidecar, offset))
 
-    async def _note(self, upload_id: str, facts: UploadFacts, what: Usage) -> None:
+    async def _note(self, upload_id: str, facts: UploadFacts, what: Usage) -> bool:
+        """Set what an upload counts for; return whether Redis has it."""
         if not self.enabled:
-            return
+            return True
         try:
             await self.set("settle", upload_id, facts, what)
         except (TimeoutError, *REDIS_FAILURES) as exc:
             log.debug("quota_not_settled", upload_id=upload_id, error=repr(exc))
+            return False
+        return True
 
     @asynccontextmanager
     async def growing(

@@ -63,6 +63,7 @@ class Recount:
         while True:
             if self._quotas.enabled:
                 try:
+                    await self._quotas.doubts.settle()
                     await self.run_if_needed()
                 except _FAILURES as exc:
                     log.debug("not_counted", error=repr(exc))

@@ -216,7 +216,7 @@ class FilesystemStore:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)  # a sweep sees that this is no leftover
             return self.save(sidecar)
-        except OSError:  # a full disk must not fill with the beginnings of uploads
+        except BaseException:  # a full disk must not fill with the beginnings of uploads
             for suffix in (".info", ".info.new", ".part"):
                 self.path(upload_id, suffix).unlink(missing_ok=True)
             self.marker(Due(upload_id, 1)).unlink(missing_ok=True)

@@ -140,16 +140,23 @@ class FilesystemWriter:
         await self._run(self._join, [self._store.path(one) for one in upload_ids])
 
     def _join(self, paths: Sequence[Path]) -> None:
-        os.ftruncate(self._fd, 0)
-        self.offset = self._safe = os.lseek(self._fd, 0, os.SEEK_SET)
-        for path in paths:
-            fd = self._open_source(path)
-            try:
-                self._append(fd)
-            finally:
-                os.close(fd)
+        self._empty()
+        try:
+            for path in paths:
+                fd = self._open_source(path)
+                try:
+                    self._append(fd)
+                finally:
+                    os.close(fd)
+        except OSError:
+            self._empty()  # half a join is of no use, and a full disk needs the room
+            raise
         if self._store.fsync != "never":
             self._sync()
+
+    def _empty(self) -> None:
+        os.ftruncate(self._fd, 0)
+        self.offset = self._safe = os.lseek(self._fd, 0, os.SEEK_SET)
 
     def _open_source(self, path: Path) -> int:
         try:
@@ -199,8 +206,7 @@ class FilesystemWriter:
                 part.rename(whole)
                 return
             self.visible = False
-        os.ftruncate(self._fd, 0)
-        self.offset = self._safe = os.lseek(self._fd, 0, os.SEEK_SET)
+        self._empty()
 
     async def close(self) -> None:
         self.release()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+from base64 import b64encode
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
@@ -14,6 +16,7 @@ import pytest
 import redis as redis_client
 
 from services.ingest import usage
+from services.ingest.doubts import Doubts
 from services.ingest.location import COLLECTION
 from services.ingest.quotas import COUNTED, tenant_key
 from services.ingest.usage import NOTHING, Usage
@@ -33,6 +36,7 @@ from tests.ingest.parts import PARTIAL, join
 from tests.ingest.tus_client import Tus, id_of, path_of
 from tests.ingest.wire import chunk
 from tests.processes import RedisServer, running, wait_until
+from tests.shared.samples import new_sidecar
 
 SECRET = "0123456789abcdef0123456789abcdef"
 LIMITS = {
@@ -331,6 +335,53 @@ def test_redis_away(start_quota: Any) -> None:
     user.counts(bytes=300, open=0, uploads=1)
     assert user.ask_for(701) == 413
     assert user.ask_for(700) == 201
+
+
+def test_late_answers_of_redis(start_quota: Any) -> None:
+    """What Redis reserves after its client has given up must not count for good."""
+    one = start_quota(QUOTA_BYTES_PER_USER="1000", QUOTA_OPEN_UPLOADS_PER_USER="3")
+    user = User(one)
+    user.create(1)  # Redis knows the script from now on
+    one.redis.signal(signal.SIGSTOP)
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            assert set(pool.map(lambda _: user.ask_for(400), range(2))) == {503}
+    finally:
+        one.redis.signal(signal.SIGCONT)
+    user.counts(bytes=1, open=1, uploads=1)
+    assert user.ask_for(999) == 201
+
+
+async def test_doubts_outlive_an_answer() -> None:
+    """One success is not enough: the late question may come after it, for two minutes."""
+    given_back: list[str] = []
+    away = True
+
+    async def give_back(upload_id: str, _: UploadFacts) -> None:
+        if away:
+            raise ConnectionError
+        given_back.append(upload_id)
+
+    doubts = Doubts(give_back)
+    doubts.add("a", new_sidecar().facts)
+    for _ in range(3):
+        with pytest.raises(ConnectionError):
+            await doubts.settle()
+    away = False
+    await doubts.settle()
+    await doubts.settle()
+    assert given_back == ["a"]
+    assert len(doubts) == 1
+
+
+def test_length_that_came_with_a_wrong_checksum(both: tuple[Ingest, Ingest]) -> None:
+    """A length that is not kept because its body was thrown away must not count on."""
+    user = User(both[0])
+    path = user.create(None)
+    wrong = {"Upload-Length": "900", "Upload-Checksum": f"sha1 {b64encode(bytes(20)).decode()}"}
+    assert user.patch(path, 0, b"abc", wrong).status == 460
+    user.counts(bytes=0, open=1, uploads=1)
+    assert user.ask_for(1000) == 201
 
 
 def test_without_quotas_redis_is_not_asked(start_quota: Any) -> None:
