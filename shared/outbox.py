@@ -14,7 +14,7 @@ import contextlib
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import Final
 
@@ -65,7 +65,7 @@ class Outbox:
         redis: Redis,
         *,
         recent_s: float,
-        on_republish: Callable[[Sidecar], None] = lambda _: None,
+        on_republish: Callable[[Sidecar], Awaitable[None]] | None = None,
     ) -> None:
         self._store: Final = store
         self._publisher: Final = publisher
@@ -196,7 +196,8 @@ class Outbox:
                 while not self._publish(event):
                     await self._wait_for_publisher()
                 handed_over.add(Due(event.upload_id, event.seq))
-            self._on_republish(sidecar)
+            if self._on_republish is not None:
+                await self._on_republish(sidecar)
             count += 1
             await self._lock.keep()
         while handed_over & self._queued.keys():

@@ -8,7 +8,7 @@ once; if it dies, the next request does it, also one that only asks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -46,6 +46,8 @@ class Incoming(msgspec.Struct, frozen=True, kw_only=True):
     content_type: str
     home: str
     """The session that it is for, or the id of the one that it will open."""
+    admit: Callable[[], Awaitable[None]]
+    """Called before a session is opened for it; raises if there were too many."""
 
     def creation(self, said: Submission, size: int | None) -> Creation:
         """Return what opens a session for this form."""

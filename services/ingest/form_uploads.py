@@ -8,7 +8,7 @@ cannot be resumed.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
@@ -60,8 +60,22 @@ class FormUploads:
             default_priority=settings.default_processing_priority,
         )
 
-    async def receive(self, reader: FormReader, kind: str, caller: Principal) -> SessionData:
+    async def receive(
+        self,
+        reader: FormReader,
+        kind: str,
+        caller: Principal,
+        *,
+        admit: Callable[[], Awaitable[None]],
+    ) -> SessionData:
         """Take a form; return the state of its session after it.
+
+        Args:
+            reader: Of the form.
+            kind: ``video``, ``csv`` or ``file``.
+            caller: Who sends it.
+            admit: Called before a session is opened for it, which only the form's fields
+                show; raises if that is refused.
 
         Raises:
             ApiError: The form is refused, and nothing of it is left.
@@ -80,6 +94,7 @@ class FormUploads:
             filename=part.filename,
             content_type=part.content_type,
             home=known.sidecar.upload_id if known is not None else new_id(),
+            admit=admit,
         )
         async with self._measuring(known), self._staging(incoming.home) as staging:
             staged = await stage_file(
@@ -200,6 +215,7 @@ class FormUploads:
             creation = incoming.creation(said, None)
             if said.chunk_index == 0:
                 self._uploads.judge(creation, staged.head, complete=said.total_chunks == 1)
+            await incoming.admit()
             sidecar = await self._sessions.open(creation, incoming.caller, coming=staged.size)
             stored = await self._uploads.find(sidecar.upload_id, incoming.caller)
         self._sessions.check_fits(said, stored, incoming.kind)
@@ -300,6 +316,7 @@ class FormUploads:
                 return state
             await self._give_up(stored.sidecar, incoming.caller)
             incoming = replace(incoming, home=new_id())
+        await incoming.admit()
         opened = await self._sessions.open(incoming.creation(said, size), incoming.caller)
         if opened.upload_id != incoming.home:
             raise Locked("Another request is sending this file.")

@@ -10,7 +10,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from shared.blobs.durable import append_file, start_writeback, sync_data, write_all
+from shared.blobs.durable import (
+    append_file,
+    start_writeback,
+    sync_data,
+    sync_directory,
+    write_all,
+)
 from shared.blobs.filesystem_chunks import FilesystemChunk, chunk_path, remove_chunks
 from shared.blobs.filesystem_sharing import share_file
 from shared.blobs.store import Chunk, ChunkWriter, Due, UploadNotFound
@@ -121,8 +127,30 @@ class FilesystemWriter:
         await self._run(self._take, staged)
 
     def _take(self, staged: FilesystemChunk) -> None:
+        if not self.offset and not self.visible:
+            with contextlib.suppress(FileNotFoundError):  # its upload has ended, and it stays
+                self._become(staged)
+                return
         self._append(staged.descriptor)
         staged.release()
+
+    def _become(self, staged: FilesystemChunk) -> None:
+        """Put a file in the place of an empty upload, rather than write its bytes twice.
+
+        Whoever opened the old file meanwhile finds out once it is locked.
+        """
+        part = self._store.path(self.sidecar.upload_id, ".part")
+        fd = staged.hand_over(part)
+        os.close(self._fd)
+        self._fd, self._safe = fd, 0
+        self.offset = os.lseek(fd, 0, os.SEEK_END)
+        self.modified_at = time.time()
+        if self._store.fsync == "always":
+            try:
+                sync_directory(part.parent)  # else a power loss brings the old one back
+            except OSError:
+                self._empty()
+                raise
 
     def _append(self, source: int) -> None:
         try:

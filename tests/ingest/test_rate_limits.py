@@ -32,10 +32,17 @@ def test_too_many_creations(start_ingest: Starter) -> None:
 
 
 def test_forms(start_ingest: Starter) -> None:
-    """Chunks are no creations, and no header makes them reads: they heed none."""
+    """Only what opens a session is a creation, and no header makes chunks reads."""
     ingest = start_ingest(RATE_LIMIT_ENABLED="true", RATE_LIMIT_CREATE="1/s burst 1")
     forms = Forms(ingest.service.port)
     session_id = forms.post(b"x", chunk_index=0, total_chunks=3).data["session_id"]
+    opened = 1
+    for more in ({}, {"chunk_index": 0, "total_chunks": 2}):
+        while (reply := forms.post(b"x", **more)).status != 429:
+            opened += 1
+            assert reply.answer.headers["RateLimit"].startswith('"create"'), reply
+        assert reply.code == "RATE_LIMITED"
+    assert len(list(ingest.data_dir.rglob("*.info"))) == opened
     fields = {"session_id": session_id, "chunk_index": 1, "total_chunks": 3}
     assert forms.post(b"y", **fields).status == 202
     body = body_of([*text_parts({**fields, "chunk_index": 2}), file_part(b"z")])

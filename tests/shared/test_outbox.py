@@ -41,8 +41,11 @@ class Process:
             self.publisher,
             redis,
             recent_s=RECENT_S,
-            on_republish=lambda sidecar: self.republished.append(sidecar.upload_id),
+            on_republish=self._note,
         )
+
+    async def _note(self, sidecar: Sidecar) -> None:
+        self.republished.append(sidecar.upload_id)
 
     async def create(self) -> Sidecar:
         """Open an upload and announce it."""
