@@ -159,7 +159,8 @@ class Assembly:
         grouping = connect(settings.redis_url or "")
         streams = [event_stream(partition) for partition in range(partitions)]
         group = StreamGroup(grouping, group=GROUP, streams=streams, handle=self._handle)
-        recount = Recount(self.redis, foundation.store, self.quotas)
+        lifetime_s = settings.upload_session_timeout_hours * 3600
+        recount = Recount(self.redis, foundation.store, self.quotas, lifetime_s=lifetime_s)
         async with (
             background("outbox", self.outbox.watch()),
             background("handover", foundation.writers.listen()),

@@ -32,7 +32,7 @@ from shared.sidecar import Sidecar, new_id
 from shared.streams import event_stream, partition_of
 from tests.ingest.conftest import Ingest, prepare, started
 from tests.ingest.evidence import completed_once, files_of, lifecycle, tracebacks
-from tests.ingest.parts import PARTIAL, join
+from tests.ingest.parts import PARTIAL, join, part
 from tests.ingest.tus_client import Tus, id_of, path_of
 from tests.ingest.wire import chunk
 from tests.processes import RedisServer, running, wait_until
@@ -450,3 +450,51 @@ def test_final_upload_of_unknown_length(both: tuple[Ingest, Ingest]) -> None:
     _, failed = lifecycle(both[0].redis.url, final)
     assert isinstance(failed, UploadFailed)
     assert (failed.error_code, failed.offset) == ("QUOTA_EXCEEDED", 0), "nothing was copied"
+
+
+def test_a_file_in_parts_counts_once(both: tuple[Ingest, Ingest]) -> None:
+    """Security item 14: clients that send in parallel must not need twice the room."""
+    user = User(both[0])
+    parts = [part(user, b"x" * 300) for _ in "ab"]
+    final = path_of(join(user, *parts))
+    user.counts(bytes=600, open=0, uploads=1)
+    assert join(user, *parts).status == 413, "that would be another 600"
+    assert user.ask_for(401) == 413
+    assert user.ask_for(400) == 201
+    assert user.delete(parts[0]).status == 204
+    user.counts(bytes=1000, open=1, uploads=2)
+    assert user.delete(final).status == 204
+    user.counts(bytes=700, open=1, uploads=2)
+    assert user.delete(parts[1]).status == 204
+    user.counts(bytes=400, open=1, uploads=1)
+
+
+def test_parts_that_are_still_open_make_room_too(both: tuple[Ingest, Ingest]) -> None:
+    """A final upload that waits for its parts is admitted, and then counts for them."""
+    user = User(both[0])
+    parts = [user.create(300, PARTIAL) for _ in "ab"]
+    final = path_of(join(user, *parts))
+    for one in parts:
+        assert user.patch(one, 0, b"x" * 300).status == 204
+    user.counts(bytes=600, open=0, uploads=1)
+    assert user.delete(final).status == 204
+    user.counts(bytes=600, open=0, uploads=2)
+
+
+def test_joined_parts_are_known_after_a_wipe(start_quota: Any) -> None:
+    """A recount must not make two of a file that came in parts, whichever it meets first."""
+    one = start_quota(QUOTA_BYTES_PER_USER="1000")
+    user = User(one)
+    parts = [part(user, b"x" * 100) for _ in "abcdef"]
+    final = path_of(join(user, *parts))
+    user.counts(bytes=600, open=0, uploads=1)
+    client: Any = redis_client.Redis.from_url(one.redis.url)
+    client.flushall()
+    counted(one.redis)
+    user.counts(bytes=600, open=0, uploads=1)
+    gone = f"p:{new_id()}"  # of a part whose end was never told
+    client.hset(tenant_key(user.tenant), gone, f"5 {id_of(final)} u 1000")
+    client.delete("ingest:{quota}:fresh")
+    wait_until(lambda: not client.hexists(tenant_key(user.tenant), gone), "it is dropped")
+    user.counts(bytes=600, open=0, uploads=1)
+    client.close()
