@@ -120,6 +120,8 @@ class Outbox:
         while True:
             try:
                 if time.monotonic() >= next_sweep:
+                    if not next_sweep:
+                        await self._store.restore_due()
                     # At start every marker counts: those who made them may have died.
                     await self.sweep(older_than_s=_SWEEP_S if next_sweep else 0.0)
                     next_sweep = time.monotonic() + _SWEEP_S
