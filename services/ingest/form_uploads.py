@@ -21,7 +21,7 @@ from services.ingest.form import FormLimits, Submission
 from services.ingest.form_answer import SessionData, data_of
 from services.ingest.form_reader import FilePart, FormReader
 from services.ingest.form_sessions import FormSessions, Incoming, session_cancelled
-from services.ingest.form_staging import Staged, stage_file
+from services.ingest.form_staging import Staged, check_same_file, stage_file
 from services.ingest.progress import ProgressReporter
 from services.ingest.receive import Ended
 from services.ingest.settings import Settings
@@ -115,7 +115,7 @@ class FormUploads:
             if said.chunk_index is None:
                 creation = incoming.creation(said, staged.size)
                 self._uploads.judge(creation, staged.head, complete=True)
-                return await self._take_short(said, incoming, staging)
+                return await self._take_short(said, incoming, staging, staged)
             return await self._take_chunk(said.chunk_index, said, incoming, staging, staged)
 
     def _judge(
@@ -141,12 +141,7 @@ class FormUploads:
             raise _file_too_large(most)
 
     async def _known(self, said: Submission, kind: str, caller: Principal) -> Stored | None:
-        """Return the session that the fields so far name, if it is there.
-
-        Raises:
-            ApiError: It is certain by now that the form does not fit it.
-
-        """
+        """Return the session that the fields so far name, if it is there and can fit."""
         if not said.session_id:
             return None
         known = await self._sessions.find(said.session_id, caller)
@@ -252,11 +247,12 @@ class FormUploads:
     # A whole file.
 
     async def _take_short(
-        self, said: Submission, incoming: Incoming, staging: ChunkWriter
+        self, said: Submission, incoming: Incoming, staging: ChunkWriter, staged: Staged
     ) -> SessionData:
         """Take a file that is no longer than a chunk may be."""
-        begun = await self._begin_whole(said, incoming, staging.size)
+        begun = await self._begin_whole(said, incoming, staged.size)
         if isinstance(begun, SessionData):
+            await check_same_file(self._uploads.store, begun, staged)
             return begun
         if begun.status != "created":  # its bytes were there already
             return data_of(begun, (), staging.size)
