@@ -14,7 +14,7 @@ import contextlib
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import Final
 
@@ -65,7 +65,7 @@ class Outbox:
         redis: Redis,
         *,
         recent_s: float,
-        on_republish: Callable[[Sidecar], None] = lambda _: None,
+        on_republish: Callable[[Sidecar], Awaitable[None]] | None = None,
     ) -> None:
         self._store: Final = store
         self._publisher: Final = publisher
@@ -120,6 +120,8 @@ class Outbox:
         while True:
             try:
                 if time.monotonic() >= next_sweep:
+                    if not next_sweep:
+                        await self._store.restore_due()
                     # At start every marker counts: those who made them may have died.
                     await self.sweep(older_than_s=_SWEEP_S if next_sweep else 0.0)
                     next_sweep = time.monotonic() + _SWEEP_S
@@ -196,7 +198,8 @@ class Outbox:
                 while not self._publish(event):
                     await self._wait_for_publisher()
                 handed_over.add(Due(event.upload_id, event.seq))
-            self._on_republish(sidecar)
+            if self._on_republish is not None:
+                await self._on_republish(sidecar)
             count += 1
             await self._lock.keep()
         while handed_over & self._queued.keys():

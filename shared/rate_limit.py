@@ -32,7 +32,7 @@ from shared.redis_script import RedisScript
 from shared.streams import REDIS_FAILURES, connect, retry_delay
 from shared.token_bucket import Bucket, Limit, Verdict, take
 
-__all__ = ["RateLimiter", "RateLimits", "class_of", "counts_as"]
+__all__ = ["RateLimiter", "RateLimits", "class_of", "count_too", "counts_as"]
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -173,7 +173,7 @@ class RateLimits:
         try:
             return await handler(request)
         except Unauthorized:
-            await self._count(request, _LOGIN, self._address(request))
+            await self.count(request, _LOGIN, self._address(request))
             raise
 
     @web.middleware
@@ -190,13 +190,20 @@ class RateLimits:
             caller = self._address(request)
             if principal is not None:
                 caller = f"{principal.tenant} {principal.user_id}"  # neither holds a space
-            await self._count(request, kind, caller)
+            request[_COUNTED_BY] = (self, caller)
+            await self.count(request, kind, caller)
         return await handler(request)
 
     def _address(self, request: web.Request) -> str:
         return self._proxies.client(request.headers, request.remote)
 
-    async def _count(self, request: web.Request, kind: str, caller: str) -> None:
+    async def count(self, request: web.Request, kind: str, caller: str) -> None:
+        """Count one request of a caller.
+
+        Raises:
+            RateLimited: There were too many of that class.
+
+        """
         limit = self._limits[kind]
         digest = hashlib.blake2b(caller.encode(), digest_size=16).hexdigest()
         verdict = await self._limiter.take(f"rate:{kind}:{digest}", limit)
@@ -207,6 +214,21 @@ class RateLimits:
                 "There were too many requests. Wait a moment.",
                 retry_after=max(math.ceil(verdict.wait_s), 1),
             )
+
+
+_COUNTED_BY: Final = web.RequestKey("counted_by", tuple[RateLimits, str])
+
+
+async def count_too(request: web.Request, kind: str) -> None:
+    """Count a request in a second class, now that its body has shown what it is.
+
+    Raises:
+        RateLimited: There were too many of that class.
+
+    """
+    if _COUNTED_BY in request:  # else there are no limits
+        limits, caller = request[_COUNTED_BY]
+        await limits.count(request, kind, caller)
 
 
 async def _tell(request: web.Request, response: web.StreamResponse) -> None:

@@ -15,6 +15,7 @@ from services.ingest.joining import Joins
 from services.ingest.progress import ProgressReporter
 from services.ingest.quotas import Quotas, quota_limits
 from services.ingest.reaper import Reaper
+from services.ingest.recall import Recall
 from services.ingest.records import GROUP, SessionRecords
 from services.ingest.recount import Recount
 from services.ingest.sessions import SessionNames
@@ -27,7 +28,6 @@ from shared.blobs.opening import make_leases, make_store
 from shared.lifecycle import background
 from shared.outbox import Outbox
 from shared.publisher import Publisher
-from shared.sidecar import Sidecar
 from shared.stream_group import GroupEntry, StreamGroup
 from shared.streams import connect, event_stream
 
@@ -77,14 +77,14 @@ class Assembly:
         self.names: Final = SessionNames(store, self.redis, ttl_s=lifetime_s)
         self.records: Final = SessionRecords(self.redis, ttl_s=lifetime_s)
         self.content: Final = Content(settings, store, self.redis, foundation.clamd)
+        self.progress: Final = ProgressReporter(self.publisher, self.records)
         self.outbox: Final = Outbox(
             store,
             self.publisher,
             self.redis,
             recent_s=float(settings.progress_ttl_seconds),
-            on_republish=self._recall,
+            on_republish=Recall(store, self.progress, self.content.dedupe).recall,
         )
-        self.progress: Final = ProgressReporter(self.publisher, self.records)
         self.quotas: Final = Quotas(self.redis, quota_limits(settings))
         self.completion: Final = self.content.completion(
             self.outbox, self.progress, self.quotas
@@ -120,11 +120,6 @@ class Assembly:
             quotas=self.quotas,
             lifetime_s=lifetime_s,
         )
-
-    def _recall(self, sidecar: Sidecar) -> None:
-        """Write again what Redis has lost of an upload."""
-        self.records.recall(sidecar)
-        self.content.dedupe.remember(sidecar)
 
     async def _handle(self, batch: Sequence[GroupEntry]) -> None:
         await self.records.handle(batch)
@@ -164,7 +159,8 @@ class Assembly:
         grouping = connect(settings.redis_url or "")
         streams = [event_stream(partition) for partition in range(partitions)]
         group = StreamGroup(grouping, group=GROUP, streams=streams, handle=self._handle)
-        recount = Recount(self.redis, foundation.store, self.quotas)
+        lifetime_s = settings.upload_session_timeout_hours * 3600
+        recount = Recount(self.redis, foundation.store, self.quotas, lifetime_s=lifetime_s)
         async with (
             background("outbox", self.outbox.watch()),
             background("handover", foundation.writers.listen()),

@@ -148,6 +148,7 @@ class Completion:
         await writer.sync()
         await writer.record(replace(checked, status="quarantined"))
         self._progress.changed(writer.sidecar, writer.offset)
+        await self._quotas.settle(writer.sidecar, writer.offset)  # no more bytes will come
         quarantine.put_nowait(checked.upload_id)
         log.info("upload_quarantined", upload_id=checked.upload_id, size=writer.offset)
 

@@ -6,7 +6,6 @@ Pure: what a form says, whether it fits its session, and what is still missing.
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
@@ -25,7 +24,6 @@ __all__ = [
     "check_room",
     "check_same_bytes",
     "check_session_id",
-    "clean_filename",
     "estimated_size",
     "missing_chunks",
     "parse_fields",
@@ -40,10 +38,7 @@ FIELDS: Final = frozenset(
 _SESSION_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _SHA256: Final = re.compile(r"[0-9a-fA-F]{64}")
 _NUMBER: Final = re.compile(r"[0-9]{1,9}")
-_MAX_NAME_BYTES: Final = 255
 _MAX_DEPTH: Final = 32
-_UNWANTED: Final = {"Cc", "Cf", "Cs", "Zl", "Zp"}
-"""Unicode categories that no name needs: controls, text direction, halves, line ends."""
 
 
 class FormLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -151,24 +146,6 @@ def _depth(value: object) -> int:
     ]:
         depth += 1
     return depth
-
-
-def clean_filename(given: str) -> str:
-    """Return the name of a file as it may be stored and shown (security item 3).
-
-    Some clients send a whole path: its last part is the name. What could change how a page or
-    a log reads goes. At most 255 bytes of UTF-8 stay, from the front, and the extension.
-    """
-    text = unicodedata.normalize("NFC", given.encode(errors="replace").decode())
-    text = re.split(r"[/\\]", text)[-1]
-    text = "".join(one for one in text if unicodedata.category(one) not in _UNWANTED)
-    text = text.strip().lstrip(".- ")
-    stem, dot, extension = text.rpartition(".")
-    if len(text.encode()) <= _MAX_NAME_BYTES:
-        return text
-    tail = f"{dot}{extension}" if stem and len(extension.encode()) <= 32 else ""
-    room = _MAX_NAME_BYTES - len(tail.encode())
-    return (stem if tail else text).encode()[:room].decode(errors="ignore") + tail
 
 
 def total_chunks_of(sidecar: Sidecar) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from functools import wraps
+from functools import partial, wraps
 from typing import Final
 
 import structlog
@@ -27,7 +27,7 @@ from services.ingest.sessions import SessionNames
 from services.ingest.settings import Settings
 from shared.errors import ApiError
 from shared.identity import principal_of
-from shared.rate_limit import counts_as
+from shared.rate_limit import count_too, counts_as
 from shared.web import json_response, problem
 
 __all__ = ["FORM_SESSIONS", "FORM_UPLOADS", "add_form_routes", "provide_forms"]
@@ -102,7 +102,10 @@ async def receive_form(request: web.Request) -> web.Response:
     )
     try:
         data = await request.app[FORM_UPLOADS].receive(
-            reader, request.match_info["kind"], principal_of(request)
+            reader,
+            request.match_info["kind"],
+            principal_of(request),
+            admit=partial(count_too, request, "create"),
         )
     finally:
         await reader.close()

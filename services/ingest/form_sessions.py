@@ -8,7 +8,7 @@ once; if it dies, the next request does it, also one that only asks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -17,6 +17,7 @@ import structlog
 from msgspec.structs import replace
 
 from services.ingest import form
+from services.ingest.claimed import clean_filename, clean_type
 from services.ingest.creation import Creation
 from services.ingest.errors import Gone, Locked, SessionMismatch, SessionOver
 from services.ingest.form import Submission
@@ -45,13 +46,15 @@ class Incoming(msgspec.Struct, frozen=True, kw_only=True):
     content_type: str
     home: str
     """The session that it is for, or the id of the one that it will open."""
+    admit: Callable[[], Awaitable[None]]
+    """Called before a session is opened for it; raises if there were too many."""
 
     def creation(self, said: Submission, size: int | None) -> Creation:
         """Return what opens a session for this form."""
         return Creation(
             size=size,
-            filename=form.clean_filename(self.filename),
-            content_type=self.content_type,
+            filename=clean_filename(self.filename),
+            content_type=clean_type(self.content_type),
             kind=self.kind,
             options=said.options,
             priority=said.priority,
@@ -202,6 +205,7 @@ class FormSessions:
 
         Raises:
             QuotaExceeded, Unavailable: As ``Quotas.reserve``; the chunks stay.
+            StorageFull: The disk has no room to join them; they stay.
 
         """
         sidecar = stored.sidecar
@@ -228,6 +232,7 @@ class FormSessions:
                     if chunks and not writer.visible:
                         # Chunks that came together may not have been counted together.
                         count = sum(one.size for one in chunks)
+                        self.uploads.disk.admit(count)  # they are copied
                         await self.uploads.quotas.reserve(
                             sidecar.upload_id, sidecar.facts, count
                         )

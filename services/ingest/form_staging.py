@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Final
 
 import msgspec
 
+from services.ingest.errors import ChunkConflict
+from services.ingest.form_answer import SessionData
 from services.ingest.form_reader import FilePart
 from services.ingest.receive import Ended, receive
 from services.ingest.settings import Settings
 from services.ingest.signatures import HEAD
-from shared.blobs.store import ChunkWriter
+from shared.blobs.store import BlobStore, ChunkWriter, UploadNotFound
 
-__all__ = ["Staged", "stage_file"]
+__all__ = ["Staged", "check_same_file", "stage_file"]
 
 
 class Staged(msgspec.Struct, frozen=True, kw_only=True):
@@ -118,3 +121,27 @@ async def stage_file(
         is_whole=beginning.is_whole,
         ended=ended,
     )
+
+
+async def check_same_file(store: BlobStore, there: SessionData, staged: Staged) -> None:
+    """Refuse a whole file whose session has got another one; the same may be repeated.
+
+    What has failed is answered by its failure, whatever is sent again.
+
+    Raises:
+        ChunkConflict: The bytes differ.
+        OSError: The store failed.
+
+    """
+    if there.status not in {"completed", "quarantined"}:
+        return
+    with suppress(UploadNotFound):  # it was deleted just now
+        stored = await store.read(there.upload_id)
+        digest = stored.sidecar.digests.get("sha256", "")
+        if stored.offset == staged.size and not digest:  # it is not hashed yet
+            sha = hashlib.sha256()
+            async for piece in store.read_range(there.upload_id, 0, staged.size):
+                await asyncio.to_thread(sha.update, piece)
+            digest = sha.hexdigest()
+        if digest != staged.digest:
+            raise ChunkConflict("The file of this session is there already, with other bytes.")

@@ -8,7 +8,7 @@ cannot be resumed.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
@@ -21,7 +21,7 @@ from services.ingest.form import FormLimits, Submission
 from services.ingest.form_answer import SessionData, data_of
 from services.ingest.form_reader import FilePart, FormReader
 from services.ingest.form_sessions import FormSessions, Incoming, session_cancelled
-from services.ingest.form_staging import Staged, stage_file
+from services.ingest.form_staging import Staged, check_same_file, stage_file
 from services.ingest.progress import ProgressReporter
 from services.ingest.receive import Ended
 from services.ingest.settings import Settings
@@ -60,14 +60,29 @@ class FormUploads:
             default_priority=settings.default_processing_priority,
         )
 
-    async def receive(self, reader: FormReader, kind: str, caller: Principal) -> SessionData:
+    async def receive(
+        self,
+        reader: FormReader,
+        kind: str,
+        caller: Principal,
+        *,
+        admit: Callable[[], Awaitable[None]],
+    ) -> SessionData:
         """Take a form; return the state of its session after it.
+
+        Args:
+            reader: Of the form.
+            kind: ``video``, ``csv`` or ``file``.
+            caller: Who sends it.
+            admit: Called before a session is opened for it, which only the form's fields
+                show; raises if that is refused.
 
         Raises:
             ApiError: The form is refused, and nothing of it is left.
             UploadNotFound, LeaseUnavailable, OSError: The store fails.
 
         """
+        self._uploads.disk.admit(reader.length or 0)
         part = await reader.next_file()
         said = form.parse_fields(reader.fields, self._limits)
         known = await self._known(said, kind, caller)
@@ -79,6 +94,7 @@ class FormUploads:
             filename=part.filename,
             content_type=part.content_type,
             home=known.sidecar.upload_id if known is not None else new_id(),
+            admit=admit,
         )
         async with self._measuring(known), self._staging(incoming.home) as staging:
             staged = await stage_file(
@@ -99,7 +115,7 @@ class FormUploads:
             if said.chunk_index is None:
                 creation = incoming.creation(said, staged.size)
                 self._uploads.judge(creation, staged.head, complete=True)
-                return await self._take_short(said, incoming, staging)
+                return await self._take_short(said, incoming, staging, staged)
             return await self._take_chunk(said.chunk_index, said, incoming, staging, staged)
 
     def _judge(
@@ -125,12 +141,7 @@ class FormUploads:
             raise _file_too_large(most)
 
     async def _known(self, said: Submission, kind: str, caller: Principal) -> Stored | None:
-        """Return the session that the fields so far name, if it is there.
-
-        Raises:
-            ApiError: It is certain by now that the form does not fit it.
-
-        """
+        """Return the session that the fields so far name, if it is there and can fit."""
         if not said.session_id:
             return None
         known = await self._sessions.find(said.session_id, caller)
@@ -199,6 +210,7 @@ class FormUploads:
             creation = incoming.creation(said, None)
             if said.chunk_index == 0:
                 self._uploads.judge(creation, staged.head, complete=said.total_chunks == 1)
+            await incoming.admit()
             sidecar = await self._sessions.open(creation, incoming.caller, coming=staged.size)
             stored = await self._uploads.find(sidecar.upload_id, incoming.caller)
         self._sessions.check_fits(said, stored, incoming.kind)
@@ -235,11 +247,12 @@ class FormUploads:
     # A whole file.
 
     async def _take_short(
-        self, said: Submission, incoming: Incoming, staging: ChunkWriter
+        self, said: Submission, incoming: Incoming, staging: ChunkWriter, staged: Staged
     ) -> SessionData:
         """Take a file that is no longer than a chunk may be."""
-        begun = await self._begin_whole(said, incoming, staging.size)
+        begun = await self._begin_whole(said, incoming, staged.size)
         if isinstance(begun, SessionData):
+            await check_same_file(self._uploads.store, begun, staged)
             return begun
         if begun.status != "created":  # its bytes were there already
             return data_of(begun, (), staging.size)
@@ -299,6 +312,7 @@ class FormUploads:
                 return state
             await self._give_up(stored.sidecar, incoming.caller)
             incoming = replace(incoming, home=new_id())
+        await incoming.admit()
         opened = await self._sessions.open(incoming.creation(said, size), incoming.caller)
         if opened.upload_id != incoming.home:
             raise Locked("Another request is sending this file.")

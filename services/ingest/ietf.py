@@ -10,7 +10,6 @@ get the newest text.
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Mapping
 from typing import Final, Literal
 
@@ -18,6 +17,7 @@ import msgspec
 from multidict import MultiMapping
 
 from services.ingest import tus
+from services.ingest.claimed import clean_filename, clean_type
 from services.ingest.content_disposition import offered_name
 from services.ingest.creation import Creation
 from services.ingest.digest_fields import declared_digests, wanted_digest
@@ -59,7 +59,6 @@ VERSIONS: Final = (3, 5, 6, NEWEST)
 _MAX_INTEGER: Final = 10**15 - 1  # RFC 9651 section 3.3.1
 _NO_TYPES: Final = {PARTIAL_TYPE, "application/x-www-form-urlencoded"}
 """What says nothing of a file: the second is what curl sends for ``--data-binary``."""
-_MEDIA_TYPE: Final = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,127}/[A-Za-z0-9!#$&^_.+-]{1,127}")
 
 _TUS_ONLY: Final = (
     *("Upload-Length", "Upload-Metadata", "Upload-Defer-Length", "Upload-Concat"),
@@ -190,16 +189,16 @@ def creation_of(headers: MultiMapping[str], size: int | None) -> Creation:
         DigestUnreadable: A digest to be checked cannot be.
 
     """
-    said, declared = {}, _type_of(headers)
+    said, declared = {}, clean_type(_type_of(headers))
     raw = headers.get("Upload-Metadata", "")
     with contextlib.suppress(InvalidRequest):  # tus-js-client sends it in IETF modes too
         said = tus.parse_metadata(raw)
-    if declared in _NO_TYPES or not _MEDIA_TYPE.fullmatch(declared):
-        declared = said.get("filetype", "")
+    if not declared or declared in _NO_TYPES:
+        declared = clean_type(said.get("filetype", ""))
     name = offered_name(headers.get("Content-Disposition", ""))
     return Creation(
         size=size,
-        filename=name or said.get("filename", ""),
+        filename=clean_filename(name or said.get("filename", "")),
         content_type=declared,
         metadata=said,
         metadata_header=raw if said else "",

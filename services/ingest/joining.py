@@ -211,7 +211,9 @@ class Joins:
         try:
             total_size([size], max_size=self._max_size)
             self._uploads.disk.admit(size)
-            await self._uploads.quotas.reserve(sidecar.upload_id, sidecar.facts, size)
+            await self._uploads.quotas.reserve(
+                sidecar.upload_id, sidecar.facts, size, parts=sidecar.parts
+            )
         except (PayloadTooLarge, QuotaExceeded) as exc:
             await self._completion.fail(writer, exc.error_code, exc.message)
             return False

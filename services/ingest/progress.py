@@ -62,6 +62,14 @@ class ProgressReporter:
             _REST_S, self._rest, sidecar, offset
         )
 
+    def recall(self, sidecar: Sidecar, offset: int, chunks: Sequence[Chunk] = ()) -> None:
+        """Say again how far an upload is, for a Redis that has lost it."""
+        self._records.note(sidecar, offset, chunks)
+        unfinished = sidecar.status in {"created", "quarantined"}
+        # What comes in here just now, or rests soon, is told anyway, and knows more.
+        if unfinished and offset and sidecar.upload_id not in self._meters:
+            self._publish(sidecar, offset, 0.0)
+
     def changed(self, sidecar: Sidecar, offset: int) -> None:
         """Note a durable change, which has an event of its own; an end is the last one."""
         self._records.note(sidecar, offset)

@@ -3,9 +3,10 @@
 Each upload is counted from its creation with the length that it declares, so that however many
 are opened at once, they cannot pass a limit together; without a length it is counted as its
 bytes come. Bytes count until the upload is gone or has failed, a complete file's until it is
-deleted. One script does it in one step (``quotas.lua``), and sets what an upload counts for
-rather than adding to it, so repeating it is harmless. What is made of a file, its artifacts,
-counts for nobody: workers decide what that is, not users.
+deleted; parts that were joined count as the whole, not beside it. One script does it in one
+step (``quotas.lua``), and sets what an upload counts for rather than adding to it, so repeating
+it is harmless. What is made of a file, its artifacts, counts for nobody: workers decide what
+that is, not users.
 
 The counts are in Redis and derived from the store. What could not be written there comes with
 the upload's events, and a Redis that has forgotten them gets them counted anew; until then, and
@@ -28,6 +29,7 @@ from prometheus_client import Counter
 from redis.asyncio import Redis
 
 from services.ingest import usage
+from services.ingest.doubts import Doubts
 from services.ingest.errors import QuotaExceeded
 from services.ingest.settings import Settings
 from services.ingest.usage import Usage
@@ -109,21 +111,30 @@ class Quotas:
         self._redis: Final = redis
         self._limits: Final = limits
         self._tasks: Final = TaskSet("quotas")
+        self.doubts: Final = Doubts(self._give_back)
+        """What may count though nobody wants it."""
 
     @property
     def enabled(self) -> bool:
         """Whether there is any limit."""
         return bool(self._limits)
 
-    async def set(self, mode: str, upload_id: str, facts: UploadFacts, what: Usage) -> str:
-        """Run the script; see there for the modes and what it returns.
+    async def set(
+        self,
+        mode: str,
+        upload_id: str,
+        facts: UploadFacts,
+        what: Usage,
+        parts: Sequence[str] = (),
+    ) -> str:
+        """Run the script; see there for the modes, what it returns, and why it has the parts.
 
         Raises:
             TimeoutError, RedisError, OSError: Redis is away.
 
         """
         user = _digest(facts.user_id)
-        return await self._run(tenant_key(facts.tenant), mode, upload_id, user, what)
+        return await self._run(tenant_key(facts.tenant), mode, upload_id, user, what, *parts)
 
     async def forget(self, key: str, upload_id: str) -> None:
         """Count an upload of the tenant with this key no more.
@@ -134,7 +145,9 @@ class Quotas:
         """
         await self._run(key, "settle", upload_id, "", usage.NOTHING)
 
-    async def _run(self, key: str, mode: str, upload_id: str, user: str, what: Usage) -> str:
+    async def _run(
+        self, key: str, mode: str, upload_id: str, user: str, what: Usage, *parts: str
+    ) -> str:
         limits = self._limits
         async with asyncio.timeout(_PATIENCE_S):
             reply: bytes = await _SCRIPT.run(
@@ -143,11 +156,27 @@ class Quotas:
                 *(mode, upload_id, user, what.bytes, what.open),
                 *(limits.user_bytes, limits.user_open),
                 *(limits.tenant_bytes, limits.tenant_open),
+                *dict.fromkeys(parts),
             )
         return reply.decode()
 
-    async def reserve(self, upload_id: str, facts: UploadFacts, count: int) -> None:
+    async def reserve(
+        self,
+        upload_id: str,
+        facts: UploadFacts,
+        count: int,
+        *,
+        parts: Sequence[str] = (),
+        is_new: bool = False,
+    ) -> None:
         """Count an open upload for so many bytes, if there is room for them.
+
+        Args:
+            upload_id: The upload.
+            facts: Whose it is.
+            count: All its bytes, those too that are there.
+            parts: The uploads that it joins; what they count for makes room for it.
+            is_new: It is created only if this succeeds, and counts nothing otherwise.
 
         Raises:
             QuotaExceeded: It would be too many bytes.
@@ -158,9 +187,11 @@ class Quotas:
         if not self.enabled:
             return
         try:
-            said = await self.set("reserve", upload_id, facts, Usage(count, 1))
+            said = await self.set("reserve", upload_id, facts, Usage(count, 1), parts)
         except (TimeoutError, *REDIS_FAILURES) as exc:
             log.warning("quota_not_reserved", error=repr(exc))
+            if is_new:  # Redis may have done it all the same, or may do it yet
+                self.doubts.add(upload_id, facts)
             raise Unavailable("Quotas cannot be checked just now. Try again.") from exc
         if said == "uncounted":
             raise Unavailable("What is stored is being counted. Try again.", retry_after=2)
@@ -185,24 +216,34 @@ class Quotas:
 
         """
         upload_id, facts = sidecar.upload_id, sidecar.facts
-        await self.reserve(upload_id, facts, count)
+        await self.reserve(upload_id, facts, count, parts=sidecar.parts, is_new=True)
         try:
             yield
         except BaseException:
-            await self._note(upload_id, facts, usage.NOTHING)
+            if not await self._note(upload_id, facts, usage.NOTHING):
+                self.doubts.add(upload_id, facts)
             raise
+
+    async def _give_back(self, upload_id: str, facts: UploadFacts) -> None:
+        await self.set("settle", upload_id, facts, usage.NOTHING)
 
     async def settle(self, sidecar: Sidecar, offset: int) -> None:
         """Count an upload as it is now; never fails, since its events say it again."""
-        await self._note(sidecar.upload_id, sidecar.facts, usage.of(sidecar, offset))
+        what = usage.of(sidecar, offset)
+        await self._note(sidecar.upload_id, sidecar.facts, what, sidecar.parts)
 
-    async def _note(self, upload_id: str, facts: UploadFacts, what: Usage) -> None:
+    async def _note(
+        self, upload_id: str, facts: UploadFacts, what: Usage, parts: Sequence[str] = ()
+    ) -> bool:
+        """Set what an upload counts for; return whether Redis has it."""
         if not self.enabled:
-            return
+            return True
         try:
-            await self.set("settle", upload_id, facts, what)
+            await self.set("settle", upload_id, facts, what, parts)
         except (TimeoutError, *REDIS_FAILURES) as exc:
             log.debug("quota_not_settled", upload_id=upload_id, error=repr(exc))
+            return False
+        return True
 
     @asynccontextmanager
     async def growing(

@@ -121,14 +121,6 @@ class SessionRecords:
         self._ttl_s: Final = int(ttl_s)
         self._pending: Final[dict[str, _Pending]] = {}
 
-    def recall(self, sidecar: Sidecar) -> None:
-        """Write the record of a finished upload again, after Redis has lost it.
-
-        Unfinished ones get theirs with the next byte: how far they are is not in the sidecar.
-        """
-        if sidecar.status == "completed":
-            self.note(sidecar, sidecar.size or 0)
-
     def note(self, sidecar: Sidecar, offset: int, chunks: Sequence[Chunk] = ()) -> None:
         """Have a record written soon; returns at once."""
         if len(self._pending) < _PENDING_LIMIT or sidecar.upload_id in self._pending:

@@ -50,19 +50,24 @@ class Recount:
         redis: Client made by ``shared.streams.connect``.
         store: Where the uploads are.
         quotas: Sets the counts.
+        lifetime_s: Seconds that parts stay which were joined.
 
     """
 
-    def __init__(self, redis: Redis, store: BlobStore, quotas: Quotas) -> None:
+    def __init__(
+        self, redis: Redis, store: BlobStore, quotas: Quotas, *, lifetime_s: float
+    ) -> None:
         self._redis: Final = redis
         self._store: Final = store
         self._quotas: Final = quotas
+        self._lifetime_s: Final = lifetime_s
 
     async def watch(self) -> None:
         """Count whenever it is needed, forever; without limits it never is."""
         while True:
             if self._quotas.enabled:
                 try:
+                    await self._quotas.doubts.settle()
                     await self.run_if_needed()
                 except _FAILURES as exc:
                     log.debug("not_counted", error=repr(exc))
@@ -99,17 +104,24 @@ class Recount:
 
     async def _count(self, turn: Turn) -> int:
         batch: list[Stored] = []
+        finals: list[str] = []
+        recent = time.time() - self._lifetime_s
         known: Counter[str] = Counter()
         async for stored in self._store.walk():
             if usage.of(stored.sidecar, stored.offset) != usage.NOTHING:
                 known[tenant_key(stored.sidecar.facts.tenant)] += 1
                 batch.append(stored)
+                if stored.sidecar.is_final and stored.modified_at > recent:
+                    finals.append(stored.sidecar.upload_id)
             if len(batch) == _BATCH:
                 await self._correct(batch)
                 batch.clear()
                 await turn.keep()
                 await asyncio.sleep(_PAUSE_S)
         await self._correct(batch)
+        for final_id in finals:  # their parts, which count by now, count as them
+            await self._count_one(final_id)
+            await turn.keep()
         async for key in self._redis.scan_iter(match=TENANTS):
             await self._drop_unknown(key.decode(), known[key.decode()])
             await turn.keep()
@@ -140,7 +152,7 @@ class Recount:
             if sidecar.status == "created" and total_chunks_of(sidecar):
                 offset += sum(one.size for one in await self._store.chunks(upload_id))
             what = usage.of(sidecar, offset)
-            await self._quotas.set("count", upload_id, sidecar.facts, what)
+            await self._quotas.set("count", upload_id, sidecar.facts, what, sidecar.parts)
             try:
                 await self._store.read(upload_id)
             except UploadNotFound:
@@ -162,9 +174,10 @@ class Recount:
                     await self._quotas.forget(key, upload_id)
 
     async def _records(self, key: str) -> AsyncIterator[tuple[str, int]]:
-        """Yield the uploads that count in a tenant, and when they were counted."""
-        async for field, value in self._redis.hscan_iter(key, match="r:*", count=1000):
-            yield field.decode().removeprefix("r:"), int(value.split()[3])
+        """Yield the uploads that count in a tenant, or as another; and since when."""
+        for kind in ("r:", "p:"):
+            async for field, value in self._redis.hscan_iter(key, match=f"{kind}*", count=1000):
+                yield field.decode().removeprefix(kind), int(value.split()[3])
 
 
 def _agrees(stored: Stored, reply: bytes | None) -> bool:

@@ -16,6 +16,7 @@ from typing import Final
 
 from multidict import MultiMapping
 
+from services.ingest.claimed import clean_filename, clean_type
 from services.ingest.concatenation import named_parts
 from services.ingest.creation import Creation
 from services.ingest.errors import OffsetMismatch, UnsupportedMediaType, VersionUnsupported
@@ -137,8 +138,8 @@ def parse_creation(
     parts = named_parts(concat, collection) if "Upload-Concat" in headers else ()
     raw = headers.get("Upload-Metadata", "")
     metadata = parse_metadata(raw)
-    filename = metadata.get("filename") or metadata.get("name") or ""
-    content_type = metadata.get("filetype") or metadata.get("type") or ""
+    filename = clean_filename(metadata.get("filename") or metadata.get("name") or "")
+    content_type = clean_type(metadata.get("filetype") or metadata.get("type") or "")
     return Creation(
         size=_creation_length(headers, is_final=bool(parts), max_size=max_size),
         metadata_header=raw,

@@ -260,6 +260,8 @@ class Uploads:
             self._hashing.forget(lease.upload_id)  # bytes may have been taken back
             raise
         finally:
+            if length not in {None, writer.sidecar.size}:  # the body was not taken, nor it
+                await self.quotas.settle(writer.sidecar, writer.offset)
             BYTES.inc(max(writer.offset - before, 0))
             self._progress.pause(writer.sidecar, writer.offset)
         ENDED.labels(ended.name.lower()).inc()

@@ -19,6 +19,7 @@ import fcntl
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -27,11 +28,12 @@ import structlog
 from shared import sidecar as sidecars
 from shared.blobs import filesystem_listing as listing
 from shared.blobs.disk_threads import DiskThreads
-from shared.blobs.durable import sync_data, sync_directory, write_all
+from shared.blobs.durable import sync_data
 from shared.blobs.filesystem_artifacts import FOLDER as ARTIFACTS
 from shared.blobs.filesystem_artifacts import FilesystemArtifacts
 from shared.blobs.filesystem_chunks import FilesystemChunk, list_chunks, remove_chunks
 from shared.blobs.filesystem_folder import SHARDS, prepare_folders
+from shared.blobs.filesystem_records import mark_published, restore_markers, save_record
 from shared.blobs.filesystem_sharing import create_shared
 from shared.blobs.filesystem_sweep import remove_unborn, sweep_leftovers
 from shared.blobs.filesystem_writer import FilesystemWriter
@@ -216,7 +218,7 @@ class FilesystemStore:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)  # a sweep sees that this is no leftover
             return self.save(sidecar)
-        except OSError:  # a full disk must not fill with the beginnings of uploads
+        except BaseException:  # a full disk must not fill with the beginnings of uploads
             for suffix in (".info", ".info.new", ".part"):
                 self.path(upload_id, suffix).unlink(missing_ok=True)
             self.marker(Due(upload_id, 1)).unlink(missing_ok=True)
@@ -232,29 +234,10 @@ class FilesystemStore:
 
         Args:
             sidecar: The new record.
-            mark: Its last event is new. The marker comes first: a marker without its event
-                is harmless, an event without its marker would wait for a survey.
+            mark: Its last event is new.
 
         """
-        upload_id = sidecar.upload_id
-        if mark:
-            self.marker(Due(upload_id, sidecar.outbox[-1].seq)).touch(mode=0o600)
-            if self.fsync != "never":
-                sync_directory(self.root / "due")
-        target, fresh = self.path(upload_id, ".info"), self.path(upload_id, ".info.new")
-        flags = os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
-        fd = os.open(fresh, flags, 0o600)
-        try:
-            write_all(fd, [sidecars.encode(sidecar)])
-            if self.fsync != "never":
-                sync_data(fd)
-        finally:
-            os.close(fd)
-        fresh.rename(target)
-        if self.fsync != "never":
-            sync_directory(target.parent)
-        due = (Due(upload_id, event.seq) for event in sidecar.outbox)
-        return [one for one in due if self.marker(one).exists()]
+        return save_record(self, sidecar, mark=mark)
 
     async def acquire(self, upload_id: str) -> FilesystemWriter:
         if not sidecars.is_upload_id(upload_id):
@@ -324,12 +307,11 @@ class FilesystemStore:
         return asked.union(await self.run(os.listdir, self.root / "ask"))
 
     async def mark_published(self, due: Due, *, last: bool) -> None:
-        def unlink() -> None:
-            if last:  # before the marker: a crash between must not leave it for good
-                self.path(due.upload_id, ".info").unlink(missing_ok=True)
-            self.marker(due).unlink(missing_ok=True)
+        await self.run(partial(mark_published, self, due, last=last))
 
-        await self.run(unlink)
+    async def restore_due(self) -> None:
+        for shard in SHARDS:
+            await self.run(restore_markers, self, self.root / shard)
 
     async def remove_unborn(self, upload_id: str, due: Sequence[Due]) -> None:
         await self.run(remove_unborn, self, upload_id, due)

@@ -151,6 +151,15 @@ class FilesystemChunk:
         if not self._path.exists():
             raise FileNotFoundError(errno.ENOENT, "the staged bytes were removed")
 
+    def hand_over(self, target: Path) -> int:
+        """Move the staged bytes over a file; return their descriptor, which locks them."""
+        fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._path.rename(target)
+        fd, self._fd = self._fd, -1
+        with contextlib.suppress(OSError):  # others may be in it
+            self._folder.rmdir()
+        return fd
+
     async def discard(self) -> None:
         await self._store.run(self.release)
 

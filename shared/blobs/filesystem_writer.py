@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from shared.blobs.drawing import Source, piece_buffer
-from shared.blobs.durable import append_file, start_writeback, sync_data, write_all
+from shared.blobs.durable import (
+    append_file,
+    start_writeback,
+    sync_data,
+    sync_directory,
+    write_all,
+)
 from shared.blobs.filesystem_chunks import FilesystemChunk, chunk_path, remove_chunks
 from shared.blobs.filesystem_sharing import share_file
 from shared.blobs.store import Chunk, ChunkWriter, Due, UploadNotFound
@@ -139,8 +145,30 @@ class FilesystemWriter:
         await self._run(self._take, staged)
 
     def _take(self, staged: FilesystemChunk) -> None:
+        if not self.offset and not self.visible:
+            with contextlib.suppress(FileNotFoundError):  # its upload has ended, and it stays
+                self._become(staged)
+                return
         self._append(staged.descriptor)
         staged.release()
+
+    def _become(self, staged: FilesystemChunk) -> None:
+        """Put a file in the place of an empty upload, rather than write its bytes twice.
+
+        Whoever opened the old file meanwhile finds out once it is locked.
+        """
+        part = self._store.path(self.sidecar.upload_id, ".part")
+        fd = staged.hand_over(part)
+        os.close(self._fd)
+        self._fd, self._safe = fd, 0
+        self.offset = os.lseek(fd, 0, os.SEEK_END)
+        self.modified_at = time.time()
+        if self._store.fsync == "always":
+            try:
+                sync_directory(part.parent)  # else a power loss brings the old one back
+            except OSError:
+                self._empty()
+                raise
 
     def _append(self, source: int) -> None:
         try:
@@ -158,16 +186,23 @@ class FilesystemWriter:
         await self._run(self._join, [self._store.path(one) for one in upload_ids])
 
     def _join(self, paths: Sequence[Path]) -> None:
-        os.ftruncate(self._fd, 0)
-        self.offset = self._safe = os.lseek(self._fd, 0, os.SEEK_SET)
-        for path in paths:
-            fd = self._open_source(path)
-            try:
-                self._append(fd)
-            finally:
-                os.close(fd)
+        self._empty()
+        try:
+            for path in paths:
+                fd = self._open_source(path)
+                try:
+                    self._append(fd)
+                finally:
+                    os.close(fd)
+        except OSError:
+            self._empty()  # half a join is of no use, and a full disk needs the room
+            raise
         if self._store.fsync != "never":
             self._sync()
+
+    def _empty(self) -> None:
+        os.ftruncate(self._fd, 0)
+        self.offset = self._safe = os.lseek(self._fd, 0, os.SEEK_SET)
 
     def _open_source(self, path: Path) -> int:
         try:
@@ -217,8 +252,7 @@ class FilesystemWriter:
                 part.rename(whole)
                 return
             self.visible = False
-        os.ftruncate(self._fd, 0)
-        self.offset = self._safe = os.lseek(self._fd, 0, os.SEEK_SET)
+        self._empty()
 
     async def close(self) -> None:
         self.release()

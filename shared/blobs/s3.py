@@ -264,6 +264,9 @@ class S3Store:
             await self.client.remove([self.keys.info(due.upload_id)])
         await self.client.remove(keys)
 
+    async def restore_due(self) -> None:
+        """Do nothing: what was put is durable."""
+
     async def due(self, *, older_than_s: float) -> list[Due]:
         listed = await self.client.list_all(f"{self.keys.prefix}due/")
         before = await self.client.now() - older_than_s if listed else 0

@@ -350,6 +350,12 @@ class BlobStore(Protocol):
     async def mark_published(self, due: Due, *, last: bool) -> None:
         """Note that an event is on the stream; ``last`` drops the tombstone too."""
 
+    async def restore_due(self) -> None:
+        """Make all that may be unpublished due, also what a power loss has taken from ``due``.
+
+        To be called once at the start: it looks at every record.
+        """
+
     async def due(self, *, older_than_s: float) -> list[Due]:
         """Return the events that have been due for so many seconds, by upload and ``seq``."""
 

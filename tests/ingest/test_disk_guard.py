@@ -13,6 +13,7 @@ from services.ingest.disk_guard import DiskGuard
 from shared.errors import StorageFull
 from tests.ingest.conftest import Ingest, Starter
 from tests.ingest.evidence import blob, completed_once, digest, tracebacks
+from tests.ingest.form_client import Forms
 from tests.ingest.tus_client import Tus
 from tests.processes import wait_until
 
@@ -51,6 +52,25 @@ def test_nothing_is_begun_that_does_not_fit(start_ingest: Starter, small_disk: P
     assert tus.patch(path, 6 * MEGABYTE, content[6 * MEGABYTE :]).status == 204
     assert digest(blob(ingest.data_dir, path)) == digest(content)
     assert free(small_disk) >= mark - MEGABYTE
+    assert tracebacks(ingest.service) == []
+
+
+def test_forms_respect_the_mark(start_ingest: Starter, small_disk: Path) -> None:
+    """Chunks, joins and whole files by form must leave the same room as all others."""
+    mark = 4 * MEGABYTE
+    ingest = start_ingest(data_dir=small_disk / "data", UPLOAD_MIN_FREE_BYTES=str(mark))
+    wait_until(lambda: metric(ingest, "ingest_disk_free_bytes") > 0, "it has looked")
+    forms = Forms(ingest.service.port)
+    assert forms.post(bytes(13 * MEGABYTE)).status == 507
+    chunks = [os.urandom(3 * MEGABYTE)] * 3
+    session = forms.chunk(chunks, 0).data["session_id"]
+    assert forms.chunk(chunks, 1, session).status == 202
+    wait_until(lambda: metric(ingest, "ingest_disk_free_bytes") < 11 * MEGABYTE, "it looks")
+    assert forms.chunk(chunks, 2, session).status == 507, "they are there, but not joined"
+    assert free(small_disk) >= mark - MEGABYTE
+    assert forms.state(session).status == 507
+    assert forms.cancel(session).status == 200
+    wait_until(lambda: forms.post(bytes(9 * MEGABYTE)).status == 201, "there is room again")
     assert tracebacks(ingest.service) == []
 
 

@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 import redis as redis_client
 
-from tests.ingest.conftest import Ingest, Starter
+from shared.streams import partition_of, progress_stream, read_ids
+from tests.ingest.conftest import Ingest, Starter, prepare, started
 from tests.ingest.evidence import (
     blob,
     completed_once,
@@ -30,10 +31,12 @@ from tests.ingest.evidence import (
     sidecar,
     tracebacks,
 )
+from tests.ingest.form_client import Forms
 from tests.ingest.system_calls import injecting
 from tests.ingest.tus_client import CHUNK, Tus, id_of, wait_for_offset
 from tests.ingest.wire import Connection, Cut
 from tests.processes import RedisServer, running, wait_until
+from tests.shared.unpacking import unpack_positions
 
 MEGABYTE = 1024 * 1024
 
@@ -274,6 +277,42 @@ def test_redis_forgets(start_ingest: Starter, own_redis: RedisServer) -> None:
         assert one.read().status == 204
     for path in (done, running_one):
         completed_once(own_redis, path, repeats=True)
+
+
+def test_a_resting_upload_is_told_again(own_redis: RedisServer, tmp_path: Path) -> None:
+    """After a wipe those who watch paused uploads must not be shown that nothing has come."""
+    ingest = prepare(own_redis, tmp_path / "data", tmp_path / "log")
+    with started(ingest):
+        path, forms = ingest.tus.create(1000), Forms(ingest.service.port)
+        assert ingest.tus.patch(path, 0, b"x" * 400).status == 204
+        session = forms.post(b"y" * 30, chunk_index=1, total_chunks=2).data["upload_id"]
+        ingest.service.kill()  # so that nothing but the store knows how far they are
+        client: Any = redis_client.Redis.from_url(own_redis.url)
+        client.flushall()
+        ingest.service.start()
+        for one, offset, percent in ((id_of(path), 400, "40.0"), (session, 30, "50.0")):
+            record = f"upload:{one}"
+            wait_until(
+                lambda record=record: client.hget(record, "offset") is not None, "it is told"
+            )
+            assert int(client.hget(record, "offset")) == offset
+            assert client.hget(record, "progress").decode() == percent
+            wait_until(
+                lambda one=one, offset=offset: offset in positions_of(client, one),
+                "its position is told",
+            )
+        client.close()
+
+
+def positions_of(client: Any, upload_id: str) -> list[int]:
+    """Return the offsets of an upload that are on the stream of positions."""
+    stream = progress_stream(partition_of(upload_id, 16))
+    entries = [
+        position
+        for _, fields in client.xrange(stream)
+        for position in unpack_positions(read_ids(fields))
+    ]
+    return [one.offset for one in entries if one.upload_id == upload_id]
 
 
 # Two processes.

@@ -169,6 +169,15 @@ def test_bad_content_type(alice: Forms, kind: str) -> None:
     assert alice.post_body(body_of(GOOD), Content_Type=kind).status == BAD_TYPES[kind]
 
 
+def test_odd_type_of_a_part(alice: Forms) -> None:
+    """A part whose type is no text must not end in a 500: it has none."""
+    part = file_part(b"x", kind="KIND").replace(b"KIND", b"a/\xff\xfe")
+    fields = text_parts({"chunk_index": 0, "total_chunks": 2})
+    opened = alice.post_parts([*fields, part])
+    assert opened.status == 202
+    assert alice.cancel(opened.data["session_id"]).status == 200
+
+
 def test_compressed_form(alice: Forms) -> None:
     """Security item 9: a form that unpacks to more than it seems is refused."""
     assert alice.post_body(body_of(GOOD), Content_Encoding="gzip").status == 415

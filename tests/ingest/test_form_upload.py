@@ -316,6 +316,19 @@ def test_name_is_free_once_its_upload_was_ended_elsewhere(ingest: Ingest, forms:
     assert time.monotonic() - begun < 5
 
 
+@pytest.mark.parametrize("size", [1000, 3_000_000], ids=["small", "hashed-later"])
+def test_whole_file_may_be_repeated_but_not_changed(forms: Forms, size: int) -> None:
+    """Other bytes under a name that has a file must not be dropped with a good answer."""
+    name, content = f"same-{os.urandom(4).hex()}", os.urandom(size)
+    first = forms.post(content, session_id=name)
+    for changed in (content[:-1] + bytes([content[-1] ^ 1]), content[:-1]):
+        refused = forms.post(changed, session_id=name)
+        assert (refused.status, refused.code) == (409, "CHUNK_CONFLICT")
+    again = forms.post(content, session_id=name)
+    assert again.status in {200, 201}
+    assert again.data["upload_id"] == first.data["upload_id"]
+
+
 def test_whole_file_under_a_name(ingest: Ingest, forms: Forms) -> None:
     """A client that lost the answer sends the file again, and must not get a second one."""
     name, content = f"whole-{os.urandom(4).hex()}", os.urandom(11_000_000)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+from base64 import b64encode
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
@@ -14,6 +16,7 @@ import pytest
 import redis as redis_client
 
 from services.ingest import usage
+from services.ingest.doubts import Doubts
 from services.ingest.location import COLLECTION
 from services.ingest.quotas import COUNTED, tenant_key
 from services.ingest.usage import NOTHING, Usage
@@ -29,10 +32,11 @@ from shared.sidecar import Sidecar, new_id
 from shared.streams import event_stream, partition_of
 from tests.ingest.conftest import Ingest, prepare, started
 from tests.ingest.evidence import completed_once, files_of, lifecycle, tracebacks
-from tests.ingest.parts import PARTIAL, join
+from tests.ingest.parts import PARTIAL, join, part
 from tests.ingest.tus_client import Tus, id_of, path_of
 from tests.ingest.wire import chunk
 from tests.processes import RedisServer, running, wait_until
+from tests.shared.samples import new_sidecar
 
 SECRET = "0123456789abcdef0123456789abcdef"
 LIMITS = {
@@ -333,6 +337,53 @@ def test_redis_away(start_quota: Any) -> None:
     assert user.ask_for(700) == 201
 
 
+def test_late_answers_of_redis(start_quota: Any) -> None:
+    """What Redis reserves after its client has given up must not count for good."""
+    one = start_quota(QUOTA_BYTES_PER_USER="1000", QUOTA_OPEN_UPLOADS_PER_USER="3")
+    user = User(one)
+    user.create(1)  # Redis knows the script from now on
+    one.redis.signal(signal.SIGSTOP)
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            assert set(pool.map(lambda _: user.ask_for(400), range(2))) == {503}
+    finally:
+        one.redis.signal(signal.SIGCONT)
+    user.counts(bytes=1, open=1, uploads=1)
+    assert user.ask_for(999) == 201
+
+
+async def test_doubts_outlive_an_answer() -> None:
+    """One success is not enough: the late question may come after it, for two minutes."""
+    given_back: list[str] = []
+    away = True
+
+    async def give_back(upload_id: str, _: UploadFacts) -> None:
+        if away:
+            raise ConnectionError
+        given_back.append(upload_id)
+
+    doubts = Doubts(give_back)
+    doubts.add("a", new_sidecar().facts)
+    for _ in range(3):
+        with pytest.raises(ConnectionError):
+            await doubts.settle()
+    away = False
+    await doubts.settle()
+    await doubts.settle()
+    assert given_back == ["a"]
+    assert len(doubts) == 1
+
+
+def test_length_that_came_with_a_wrong_checksum(both: tuple[Ingest, Ingest]) -> None:
+    """A length that is not kept because its body was thrown away must not count on."""
+    user = User(both[0])
+    path = user.create(None)
+    wrong = {"Upload-Length": "900", "Upload-Checksum": f"sha1 {b64encode(bytes(20)).decode()}"}
+    assert user.patch(path, 0, b"abc", wrong).status == 460
+    user.counts(bytes=0, open=1, uploads=1)
+    assert user.ask_for(1000) == 201
+
+
 def test_without_quotas_redis_is_not_asked(start_quota: Any) -> None:
     """With no limit set, creations need no Redis, and nothing is counted."""
     one = start_quota()
@@ -399,3 +450,51 @@ def test_final_upload_of_unknown_length(both: tuple[Ingest, Ingest]) -> None:
     _, failed = lifecycle(both[0].redis.url, final)
     assert isinstance(failed, UploadFailed)
     assert (failed.error_code, failed.offset) == ("QUOTA_EXCEEDED", 0), "nothing was copied"
+
+
+def test_a_file_in_parts_counts_once(both: tuple[Ingest, Ingest]) -> None:
+    """Security item 14: clients that send in parallel must not need twice the room."""
+    user = User(both[0])
+    parts = [part(user, b"x" * 300) for _ in "ab"]
+    final = path_of(join(user, *parts))
+    user.counts(bytes=600, open=0, uploads=1)
+    assert join(user, *parts).status == 413, "that would be another 600"
+    assert user.ask_for(401) == 413
+    assert user.ask_for(400) == 201
+    assert user.delete(parts[0]).status == 204
+    user.counts(bytes=1000, open=1, uploads=2)
+    assert user.delete(final).status == 204
+    user.counts(bytes=700, open=1, uploads=2)
+    assert user.delete(parts[1]).status == 204
+    user.counts(bytes=400, open=1, uploads=1)
+
+
+def test_parts_that_are_still_open_make_room_too(both: tuple[Ingest, Ingest]) -> None:
+    """A final upload that waits for its parts is admitted, and then counts for them."""
+    user = User(both[0])
+    parts = [user.create(300, PARTIAL) for _ in "ab"]
+    final = path_of(join(user, *parts))
+    for one in parts:
+        assert user.patch(one, 0, b"x" * 300).status == 204
+    user.counts(bytes=600, open=0, uploads=1)
+    assert user.delete(final).status == 204
+    user.counts(bytes=600, open=0, uploads=2)
+
+
+def test_joined_parts_are_known_after_a_wipe(start_quota: Any) -> None:
+    """A recount must not make two of a file that came in parts, whichever it meets first."""
+    one = start_quota(QUOTA_BYTES_PER_USER="1000")
+    user = User(one)
+    parts = [part(user, b"x" * 100) for _ in "abcdef"]
+    final = path_of(join(user, *parts))
+    user.counts(bytes=600, open=0, uploads=1)
+    client: Any = redis_client.Redis.from_url(one.redis.url)
+    client.flushall()
+    counted(one.redis)
+    user.counts(bytes=600, open=0, uploads=1)
+    gone = f"p:{new_id()}"  # of a part whose end was never told
+    client.hset(tenant_key(user.tenant), gone, f"5 {id_of(final)} u 1000")
+    client.delete("ingest:{quota}:fresh")
+    wait_until(lambda: not client.hexists(tenant_key(user.tenant), gone), "it is dropped")
+    user.counts(bytes=600, open=0, uploads=1)
+    client.close()

@@ -29,8 +29,8 @@ from tests.ingest.evidence import (
     sidecar,
     tracebacks,
 )
-from tests.ingest.tus_client import Tus, id_of, metadata
-from tests.ingest.wire import ask
+from tests.ingest.tus_client import Tus, id_of, metadata, path_of
+from tests.ingest.wire import Answer, ask
 from tests.processes import RedisServer, wait_until
 
 MEGABYTE = 1024 * 1024
@@ -238,6 +238,22 @@ def test_while_the_daemon_is_away(start_ingest: Starter, tmp_path: Path) -> None
         completed(one, paths[0])
         failed(one, paths[1], "MALWARE_FOUND")
     assert tracebacks(one.service) == []
+
+
+def test_what_waits_is_not_open(start_ingest: Starter) -> None:
+    """While the daemon is away, uploads that are whole must not use up those one may have."""
+    one = start_ingest(CLAMD_URL="tcp://127.0.0.1:1", QUOTA_OPEN_UPLOADS_PER_USER="1")
+    asked = {"Upload-Length": "4"}
+    for _ in range(2):
+        answers: list[Answer] = []
+
+        def opened(answers: list[Answer] = answers) -> bool:
+            answers.append(one.tus.post(asked))
+            assert answers[-1].status in {201, 503}, answers[-1]
+            return answers[-1].status == 201
+
+        wait_until(opened, "the uploads are counted, and one may be opened")
+        assert one.tus.patch(path_of(answers[-1]), 0, b"data").status == 204
 
 
 def test_killed_in_quarantine(start_ingest: Starter, tmp_path: Path) -> None:

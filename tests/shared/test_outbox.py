@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -41,8 +42,11 @@ class Process:
             self.publisher,
             redis,
             recent_s=RECENT_S,
-            on_republish=lambda sidecar: self.republished.append(sidecar.upload_id),
+            on_republish=self._note,
         )
+
+    async def _note(self, sidecar: Sidecar) -> None:
+        self.republished.append(sidecar.upload_id)
 
     async def create(self) -> Sidecar:
         """Open an upload and announce it."""
@@ -150,6 +154,37 @@ async def test_a_crash_before_publishing_is_made_up_for(
     assert sorted(found) == sorted(expected)
     of_finished = [seq for upload_id, seq in found if upload_id == finished.upload_id]
     assert of_finished == [1, 2]
+
+
+async def test_markers_that_a_power_loss_took_are_made_up_for(
+    any_redis: Redis, start_process: StartProcess
+) -> None:
+    """They are not forced to the disk, so the records alone must tell what is not out yet."""
+    victim = start_process(any_redis)
+    told = await victim.create()
+    await eventually(victim.all_published, "it is published")
+    await victim.outbox.check_epoch()  # it would have all of it published again
+    await eventually(victim.all_published, "it is published again")
+    victim = start_process(any_redis, publishes=False)
+    half, gone = await victim.create(), await victim.create()
+    await victim.complete(half)
+    await victim.cancel(gone)
+    await victim.complete(told)
+    before = Counter(await published(any_redis))
+    for marker in (victim.store.root / "due").iterdir():
+        marker.unlink()
+
+    rescuer = start_process(any_redis)
+    async with alongside(rescuer.outbox.watch()):
+
+        async def made_up_for() -> bool:
+            found = set(Counter(await published(any_redis)) - before)
+            wanted = {(one.upload_id, seq) for one in (half, gone, told) for seq in (1, 2)}
+            return found == wanted and await rescuer.all_published()
+
+        await eventually(made_up_for, "all of it is out")
+    await rescuer.store.restore_due()
+    assert await rescuer.due() == [], "what is out is not brought out at each start"
 
 
 async def test_a_full_queue_is_made_up_for(

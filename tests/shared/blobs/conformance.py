@@ -501,20 +501,24 @@ class BlobStoreConformance(StoreFixtures):
             (one.index, one.digest) for one in found
         }
 
+    @pytest.mark.parametrize("before", [b"", b"before"])
     @pytest.mark.parametrize("size", [0, 100, 9000])
-    async def test_an_uncommitted_chunk_is_taken(self, store: BlobStore, size: int) -> None:
+    async def test_an_uncommitted_chunk_is_taken(
+        self, store: BlobStore, size: int, before: bytes
+    ) -> None:
         """Its bytes follow those that are there, and nothing of it stays."""
         sidecar = new_sidecar()
         await store.create(sidecar)
         staged = await store.stage(sidecar.upload_id)
         await staged.write([pattern(size)])
         async with writing(store, sidecar.upload_id) as writer:
-            await writer.write([b"before"])
+            await writer.write([before])
             await writer.take(staged)
-            assert writer.offset == size + 6
+            assert writer.offset == len(before) + size
+            await writer.sync()
             await writer.write([b"after"])
             await writer.finish(finished(sidecar))
-        assert await content(store, sidecar.upload_id) == b"before" + pattern(size) + b"after"
+        assert await content(store, sidecar.upload_id) == before + pattern(size) + b"after"
         assert await store.chunks(sidecar.upload_id) == []
 
     async def test_chunks_are_joined(self, store: BlobStore, other: BlobStore) -> None:

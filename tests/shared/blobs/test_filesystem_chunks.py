@@ -17,7 +17,7 @@ import pytest
 from shared.blobs.filesystem import FilesystemStore
 from shared.blobs.filesystem_chunks import FilesystemChunk
 from shared.blobs.filesystem_writer import FilesystemWriter
-from shared.blobs.store import Chunk
+from shared.blobs.store import Chunk, UploadBusy
 from shared.sidecar import new_id
 from tests.shared.blobs.chunk_conformance import ChunkConformance, commit
 from tests.shared.blobs.conformance import OpenStore, finished, writing
@@ -54,6 +54,40 @@ async def test_chunks_that_are_given_up_leave_nothing(open_store: OpenStore) -> 
         await asyncio.gather(*(one.discard() for one in staged))
     assert sorted(store.root.rglob("*")) == files
     assert len(os.listdir("/proc/self/fd")) <= descriptors
+
+
+async def test_an_empty_upload_becomes_what_is_staged(open_store: OpenStore) -> None:
+    """Bytes that are written twice cost twice; and the lock must go with the file."""
+    store, other = open_store(), open_store()
+    assert isinstance(store, FilesystemStore)
+    sidecar = new_sidecar()
+    await store.create(sidecar)
+    staged = await store.stage(sidecar.upload_id)
+    await staged.write([b"x" * 1000])
+    inode = os.fstat(staged.descriptor).st_ino
+    async with writing(store, sidecar.upload_id) as writer:
+        await writer.take(staged)
+        await staged.discard()
+        part = store.path(sidecar.upload_id, ".part")
+        assert (part.stat().st_ino, writer.offset) == (inode, 1000)
+        with pytest.raises(UploadBusy):
+            await other.acquire(sidecar.upload_id)
+    assert (await other.read(sidecar.upload_id)).offset == 1000
+    assert not store.path(sidecar.upload_id, ".chunks").exists()
+
+
+async def test_staged_bytes_of_an_upload_that_has_ended(open_store: OpenStore) -> None:
+    """Whoever gives an upload up for a new one has removed what was staged beside the old."""
+    store, old, sidecar = open_store(), new_id(), new_sidecar()
+    assert isinstance(store, FilesystemStore)
+    await store.create(sidecar)
+    staged = await store.stage(old)
+    await staged.write([b"x" * 1000])
+    await store.remove_bytes(old)
+    async with writing(store, sidecar.upload_id) as writer:
+        await writer.take(staged)
+        assert writer.offset == 1000
+    await staged.discard()
 
 
 def sha(content: bytes) -> str:
