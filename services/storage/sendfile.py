@@ -237,6 +237,8 @@ class _Sending:
         finally:
             # Before the descriptor is closed: epoll goes on reporting a closed duplicate.
             loop.remove_writer(self._sock.fileno())
+            if paused.done():
+                paused.exception()  # or the loop complains, if we were cancelled just now
 
     def _taken(self) -> int:
         """Return a count of bytes that grows with what the client acknowledges."""

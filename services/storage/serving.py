@@ -214,9 +214,10 @@ def _response(
     headers["Content-Length"] = str(layout.length)
     headers["Content-Type"] = layout.content_type
     headers["Content-Disposition"] = what.disposition
-    wish = field(request.headers, "Want-Repr-Digest")
-    if digest := repr_digest(what.digests, wish):
-        headers["Repr-Digest"] = digest
+    if what.digests:
+        wish = field(request.headers, "Want-Repr-Digest")
+        if digest := repr_digest(what.digests, wish):
+            headers["Repr-Digest"] = digest
     return response, layout
 
 
