@@ -189,6 +189,9 @@ def share_responses(
 
 
 def _vary_by_origin(response: web.StreamResponse) -> None:
+    if hdrs.VARY not in response.headers:  # as in most answers
+        response.headers[hdrs.VARY] = hdrs.ORIGIN
+        return
     names = [
         name.strip()
         for line in response.headers.popall(hdrs.VARY, [])

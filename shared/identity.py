@@ -154,7 +154,8 @@ def identify(auth: Authenticator) -> Middleware:
     async def identified(request: web.Request, handler: Handler) -> web.StreamResponse:
         mark = _mark_of(request)
         handshake = mark == "handshake" and is_handshake(request)
-        if method_of(request) == hdrs.METH_OPTIONS or mark == "public" or handshake:
+        heeded = method_of(request) if mark == "overridable" else request.method
+        if heeded == hdrs.METH_OPTIONS or mark == "public" or handshake:
             return await handler(request)
         principal = await principal_from(auth, request)
         if principal is None:

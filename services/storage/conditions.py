@@ -32,6 +32,14 @@ _DATES: Final = (
 )
 
 
+_CONDITIONS: Final = (
+    "If-Match",
+    "If-None-Match",
+    "If-Modified-Since",
+    "If-Unmodified-Since",
+)
+
+
 class Validators(NamedTuple):
     """What tells stored bytes from others."""
 
@@ -66,6 +74,11 @@ def refusal(headers: Mapping[str, str], method: str, own: Validators) -> int | N
         own: Of the file.
 
     """
+    for name in _CONDITIONS:
+        if name in headers:
+            break
+    else:  # as most requests
+        return None
     reads = method in {"GET", "HEAD"}
     if (tags := field(headers, "If-Match")) is not None:
         if not _matches(tags, own, weak=False):

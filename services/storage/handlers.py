@@ -118,11 +118,14 @@ async def send(
             fd=file.fd,
             read=partial(request.app[FILES].read, file.stored.sidecar.upload_id),
         )
+        elsewhere = None
+        if claim is None and file.fd is None:  # files on a disk have no URLs
+            elsewhere = partial(_elsewhere, request, file, what, ends_at)
         return await serve(
             request,
             what,
             stall_timeout_s=request.app[SETTINGS].download_stall_timeout,
-            elsewhere=None if claim else partial(_elsewhere, request, file, what, ends_at),
+            elsewhere=elsewhere,
             claim=claim,
         )
     finally:

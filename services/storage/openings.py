@@ -12,8 +12,10 @@ import os
 import time
 from collections import OrderedDict
 from email.utils import formatdate
-from typing import Final, NamedTuple
+from typing import Final
 
+import msgspec
+from msgspec.structs import replace
 from multidict import CIMultiDict
 
 from services.storage.conditions import Validators
@@ -47,7 +49,7 @@ _Mark = tuple[int, int, int, int]
 """Tells one state of a record from the next, which is another inode."""
 
 
-class Opened(NamedTuple):
+class Opened(msgspec.Struct, frozen=True):
     """A file that can be read until its descriptor is closed, by whoever has it."""
 
     stored: Stored
@@ -60,7 +62,7 @@ class Opened(NamedTuple):
     disposition: str
 
 
-class _Recent(NamedTuple):
+class _Recent(msgspec.Struct, frozen=True):
     opened: Opened
     """Its descriptor is closed."""
     record: str
@@ -129,7 +131,7 @@ class Openings:
         if self._store is None:
             return
         record, blob = (str(self._store.path(file_id, one)) for one in (".info", ""))
-        recent = _Recent(opened._replace(fd=None), record, blob, mark)
+        recent = _Recent(replace(opened, fd=None), record, blob, mark)
         self._recent[file_id] = recent, time.monotonic()
         self._recent.move_to_end(file_id)
         if len(self._recent) > _REMEMBERED:
@@ -154,7 +156,7 @@ class Openings:
             del self._recent[file_id]
             return None
         self._recent[file_id] = recent, now
-        return recent.opened._replace(fd=fd)
+        return replace(recent.opened, fd=fd)
 
 
 def _mark(record: str) -> _Mark:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import re
 from collections.abc import Mapping
 from typing import Final
@@ -29,13 +30,20 @@ def repr_digest(digests: Mapping[str, str], wish: str | None) -> str | None:
     """
     if not digests:
         return None
+    if wish is None and (sha256 := digests.get("sha256")):
+        return _field("sha-256", sha256)
     preferences = _UNASKED if wish is None else {**_UNASKED, **_preferences(wish)}
     known = [one for one, ours in _ALGORITHMS.items() if ours in digests]
     best = max(known, key=lambda one: preferences.get(one, 0), default=None)
     if best is None or not preferences.get(best):
         return None
-    value = base64.b64encode(bytes.fromhex(digests[_ALGORITHMS[best]])).decode("ascii")
-    return f"{best}=:{value}:"
+    return _field(best, digests[_ALGORITHMS[best]])
+
+
+@functools.lru_cache(1000)
+def _field(algorithm: str, digest: str) -> str:
+    value = base64.b64encode(bytes.fromhex(digest)).decode("ascii")
+    return f"{algorithm}=:{value}:"
 
 
 def _preferences(wish: str) -> Mapping[str, int]:

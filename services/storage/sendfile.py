@@ -22,7 +22,6 @@ from contextlib import suppress
 from typing import Final
 
 from aiohttp import web
-from aiohttp.abc import AbstractStreamWriter
 
 __all__ = [
     "LEAST_PROGRESS_BYTES",
@@ -49,7 +48,7 @@ _UNREACHABLE: Final = frozenset(
         errno.EHOSTUNREACH,
     }
 )
-_scratch: Final = bytearray(1)
+_scratch: Final = [bytearray(1)]
 
 
 async def send_file(
@@ -63,10 +62,10 @@ async def send_file(
 ) -> int:
     """Send ``length`` bytes of the file from offset ``start``; return how many were sent.
 
-    Call it after ``response.prepare()`` with a Content-Length and no compression, and before
-    ``response.write_eof()``, which then leaves the connection usable for the next request. It
-    may be called repeatedly, with ``response.write()`` in between. aiohttp doesn't count these
-    bytes (``response.body_length``): the result does.
+    The response has a Content-Length and no compression; it is prepared if it is not yet.
+    Call it before ``response.write_eof()``, which then leaves the connection usable for the
+    next request. It may be called repeatedly, with ``response.write()`` in between. aiohttp
+    doesn't count these bytes (``response.body_length``): the result does.
 
     Fewer bytes than asked for mean that the client has gone or has stalled, and that the
     connection is already aborted: nothing is left to do but return the response. A client
@@ -101,29 +100,24 @@ async def send_file(
         raise AssertionError("sendfile would write plain bytes into a TLS connection")
     sent = 0
     if length <= _PIECE_BYTES and _is_cached(fd, start, length):
-        await _write_headers(request, response, transport)
+        await response.prepare(request)  # nothing if it has been
         sent = _send_at_once(transport, fd, start, length)
     if sent == length:
         return sent
     with duplicate(transport) as sock:
+        sending = _Sending(transport, sock, fd, start, length)
+        sending.sent = sent
         try:
             await _flush(request, response, transport, stall_timeout_s)
-            while sent < length and not transport.is_closing():
-                count = min(_PIECE_BYTES, length - sent)
-                accepted = await _send_piece(sock, fd, start + sent, count)
-                sent += accepted
-                if accepted < count:
-                    await _wait_until_writable(sock, stall_timeout_s)
-                elif sent < length:
-                    await asyncio.sleep(0)
+            await sending.run(stall_timeout_s)
         except OSError as error:  # a TimeoutError is one, too
             abort(transport, sock)
             if not _is_clients_end(error):
                 raise
         else:
-            if sent < length:
+            if sending.sent < length:
                 abort(transport, sock)
-    return sent
+    return sending.sent
 
 
 def _send_at_once(transport: asyncio.Transport, fd: int, start: int, length: int) -> int:
@@ -137,22 +131,6 @@ def _send_at_once(transport: asyncio.Transport, fd: int, start: int, length: int
         return _sendfile(transport.get_extra_info("socket").fileno(), fd, start, length)
     except OSError:
         return 0  # it happens again when there is somebody to deal with it
-
-
-async def _write_headers(
-    request: web.Request, response: web.StreamResponse, transport: asyncio.Transport
-) -> AbstractStreamWriter:
-    """Have the headers leave for the socket at once, as far as it takes them."""
-    writer = await response.prepare(request)  # of a prepared response: its writer, no I/O
-    if writer is None:
-        raise AssertionError("send_file() after write_eof()")
-    low, high = transport.get_write_buffer_limits()
-    # With a limit of zero no loop keeps bytes back that the socket would take.
-    transport.set_write_buffer_limits(high=0)
-    writer.send_headers()
-    if not transport.is_closing():  # uvloop refuses the call on a closed transport
-        transport.set_write_buffer_limits(high=high, low=low)
-    return writer
 
 
 def duplicate(transport: asyncio.Transport) -> socket.socket:
@@ -175,13 +153,15 @@ async def _flush(
 
     sendfile bypasses the transport's buffer and would overtake what lies in it.
     """
-    writer = await _write_headers(request, response, transport)
-    if not transport.get_write_buffer_size():
-        return
+    writer = await response.prepare(request)  # of a prepared response: its writer, no I/O
+    if writer is None:
+        raise AssertionError("send_file() after write_eof()")
     low, high = transport.get_write_buffer_limits()
-    # With a limit of zero the protocol is paused, and drain() waits, until nothing is left.
+    # With a limit of zero no loop keeps bytes back that the socket would take; and the
+    # protocol is paused, and drain() waits, until nothing is left.
     transport.set_write_buffer_limits(high=0)
     try:
+        writer.send_headers()
         async with asyncio.timeout(stall_timeout_s):
             await writer.drain()
     finally:
@@ -189,10 +169,101 @@ async def _flush(
             transport.set_write_buffer_limits(high=high, low=low)
 
 
-async def _send_piece(sock: socket.socket, fd: int, offset: int, count: int) -> int:
+class _Sending:
+    """A part of a file on its way to a socket, and how far it has come.
+
+    Whenever the socket is writable, the loop itself calls what sends a piece: a task would be
+    woken a turn later each time, in which a fast client empties the socket.
+    """
+
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        sock: socket.socket,
+        fd: int,
+        start: int,
+        length: int,
+    ) -> None:
+        self._transport: Final = transport
+        self._sock: Final = sock
+        self._fd: Final = fd
+        self._start: Final = start
+        self._length: Final = length
+        self.sent = 0
+        self._paused: asyncio.Future[None] | None = None
+
+    async def run(self, stall_timeout_s: float) -> None:
+        """Send it to its end, or until the client closes.
+
+        Raises:
+            TimeoutError: The client stalls.
+            OSError: The file can't be read, or the client has gone.
+
+        """
+        while self._is_unfinished():
+            await self._send_cached(stall_timeout_s)
+            if self._is_unfinished():
+                offset, count = self._piece()
+                self.sent += await _send_from_thread(self._sock, self._fd, offset, count)
+
+    def _is_unfinished(self) -> bool:
+        return self.sent < self._length and not self._transport.is_closing()
+
+    def _piece(self) -> tuple[int, int]:
+        """Return offset and length of what is to be sent next."""
+        return self._start + self.sent, min(_PIECE_BYTES, self._length - self.sent)
+
+    async def _send_cached(self, stall_timeout_s: float) -> None:
+        """Send until all is sent, or the socket is writable and the cache lacks the next piece.
+
+        Raises:
+            TimeoutError: The client stalls. A full socket becomes writable only once about a
+                third of its buffer is free, which takes a slow client long: what it has
+                acknowledged meanwhile counts, where the system tells.
+            OSError: As ``run``.
+
+        """
+        loop = asyncio.get_running_loop()
+        paused = self._paused = loop.create_future()
+        loop.add_writer(self._sock.fileno(), self._send_piece)
+        try:
+            taken = self._taken()
+            while not paused.done():
+                await asyncio.wait([paused], timeout=stall_timeout_s)
+                before, taken = taken, self._taken()
+                if not paused.done() and taken - before < LEAST_PROGRESS_BYTES:
+                    raise TimeoutError("the client takes no bytes")
+            paused.result()
+        finally:
+            # Before the descriptor is closed: epoll goes on reporting a closed duplicate.
+            loop.remove_writer(self._sock.fileno())
+            if paused.done():
+                paused.exception()  # or the loop complains, if we were cancelled just now
+
+    def _taken(self) -> int:
+        """Return a count of bytes that grows with what the client acknowledges."""
+        return self.sent - unacknowledged_bytes(self._sock)
+
+    def _send_piece(self) -> None:
+        """Send the next piece. Called at every turn of the loop with the socket writable."""
+        paused = self._paused
+        if paused is None or paused.done():  # until the writer is removed
+            return
+        offset, count = self._piece()
+        try:
+            if self._transport.is_closing() or not _is_cached(self._fd, offset, count):
+                paused.set_result(None)
+                return
+            self.sent += _sendfile(self._sock.fileno(), self._fd, offset, count)
+        except OSError as error:
+            paused.set_exception(error)
+        else:
+            if self.sent == self._length:
+                paused.set_result(None)
+
+
+async def _send_from_thread(sock: socket.socket, fd: int, offset: int, count: int) -> int:
     """Send up to ``count`` bytes; return how many the socket took, 0 if it is full."""
-    if _is_cached(fd, offset, count):
-        return _sendfile(sock.fileno(), fd, offset, count)
     loop = asyncio.get_running_loop()
     sending = loop.run_in_executor(None, _sendfile, sock.fileno(), fd, offset, count)
     try:
@@ -221,13 +292,14 @@ def _is_cached(fd: int, offset: int, count: int) -> bool:
     Only the first and the last byte are tried: files are read and cached in order. A hole
     between them costs one wait of the loop, no more.
     """
-    if sys.platform == "linux":
-        # Fails if the byte is not there (EAGAIN) or the filesystem can't tell (EOPNOTSUPP).
-        with suppress(OSError):
-            for position in (offset, offset + count - 1):
-                os.preadv(fd, [_scratch], position, os.RWF_NOWAIT)
-            return True
-    return False
+    if sys.platform != "linux":
+        return False
+    try:
+        os.preadv(fd, _scratch, offset, os.RWF_NOWAIT)
+        os.preadv(fd, _scratch, offset + count - 1, os.RWF_NOWAIT)
+    except OSError:  # it is not there (EAGAIN), or the filesystem can't tell (EOPNOTSUPP)
+        return False
+    return True
 
 
 def tells_what_is_cached(fd: int) -> bool:
@@ -241,39 +313,6 @@ def tells_what_is_cached(fd: int) -> bool:
     except OSError:
         return False
     return True
-
-
-async def _wait_until_writable(sock: socket.socket, stall_timeout_s: float) -> None:
-    """Wait until the full socket takes bytes again.
-
-    Raises:
-        TimeoutError: The client stalls. A full socket becomes writable only once about a third
-            of its buffer is free, which takes a slow client long: what it has acknowledged
-            meanwhile counts, where the system tells.
-
-    """
-    loop = asyncio.get_running_loop()
-    writable: asyncio.Future[None] = loop.create_future()
-    loop.add_writer(sock.fileno(), _wake, writable)
-    try:
-        queued = unacknowledged_bytes(sock)
-        while True:
-            await asyncio.wait([writable], timeout=stall_timeout_s)
-            if writable.done():
-                return
-            left = unacknowledged_bytes(sock)
-            if queued - left < LEAST_PROGRESS_BYTES:
-                raise TimeoutError("the client takes no bytes")
-            queued = left
-    finally:
-        # Before the descriptor is closed: epoll goes on reporting a closed duplicate.
-        loop.remove_writer(sock.fileno())
-
-
-def _wake(waiter: asyncio.Future[None]) -> None:
-    # Called at every turn of the loop in which the socket is writable, until it is removed.
-    if not waiter.done():
-        waiter.set_result(None)
 
 
 def unacknowledged_bytes(sock: socket.socket) -> int:

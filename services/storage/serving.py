@@ -6,10 +6,12 @@ Knows neither files nor links: it is told what the bytes are, and where they com
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Final, NamedTuple
+from typing import Final
 
+import msgspec
 import structlog
 from aiohttp import web
+from msgspec.structs import replace
 from multidict import CIMultiDict
 from prometheus_client import Counter
 
@@ -35,7 +37,7 @@ _EXACT: Final = ("If-Match", "If-Unmodified-Since", "If-Range")
 """Conditions that a client repeats where it is redirected to, and that only we can judge."""
 
 
-class Representation(NamedTuple):
+class Representation(msgspec.Struct, frozen=True):
     """Bytes that can be read until their descriptor is closed, and what is told of them."""
 
     size: int
@@ -89,18 +91,12 @@ async def serve(
         if claim is not None:
             what = await _claimed(what, layout.parts[0].span, claim)
         try:
-            sent_all = await _send(request, response, layout, what, stall_timeout_s)
+            await _send(request, response, layout, what, stall_timeout_s)
         except (OSError, UploadNotFound) as exc:
             if isinstance(exc, ConnectionError) or not response.prepared:
                 raise
             _cut(request, exc)
-            sent_all = False
-    else:
-        await response.prepare(request)
-        sent_all = True
-    if sent_all:  # else the client has gone, or the store; the connection is cut
-        await response.write_eof()
-    return response
+    return response  # of which aiohttp sends what has not been sent, and ends it
 
 
 def _cut(request: web.Request, why: Exception) -> None:
@@ -117,7 +113,7 @@ async def _claimed(what: Representation, first: Span, claim: Claim) -> Represent
     if not first.length:
         await claim()
     elif what.fd is None:
-        return what._replace(read=claim_at_first(what.read, claim))
+        return replace(what, read=claim_at_first(what.read, claim))
     else:
         await claim_readable(what.fd, first.start, claim)
     return what
@@ -143,13 +139,14 @@ async def _send(
     layout: Layout,
     what: Representation,
     stall_s: float,
-) -> bool:
-    """Send head and body of an answer; return whether all of it went out."""
+) -> None:
+    """Send head and body of an answer, until the client has gone or the store has failed."""
     if what.fd is None and len(layout.parts) > 1:
         async with gathered(what.read, [part.span for part in layout.parts]) as read:
-            near = what._replace(read=read)
-            return await _send_parts(request, response, layout, near, stall_s)
-    return await _send_parts(request, response, layout, what, stall_s)
+            near = replace(what, read=read)
+            await _send_parts(request, response, layout, near, stall_s)
+    else:
+        await _send_parts(request, response, layout, what, stall_s)
 
 
 async def _send_parts(
@@ -158,35 +155,38 @@ async def _send_parts(
     layout: Layout,
     what: Representation,
     stall_s: float,
-) -> bool:
+) -> None:
     for part in layout.parts:
-        length = part.span.length
-        sent = await _send_part(request, response, part, what, stall_s)
+        start, length = part.span
+        if what.fd is None:
+            sent = await _send_pieces(request, response, part, what, stall_s)
+        else:
+            if part.head:
+                await _write_head(request, response, part)
+            sent = await send_file(
+                request, response, what.fd, start, length, stall_timeout_s=stall_s
+            )
         SENT.inc(sent)
         if sent < length:
-            return False
+            return
     if layout.end:
         await response.write(layout.end)
-    return True
 
 
-async def _send_part(
+async def _send_pieces(
     request: web.Request,
     response: web.StreamResponse,
     part: Part,
     what: Representation,
     stall_s: float,
 ) -> int:
-    """Send a part, the head of the answer before the first; return the file's bytes of it."""
+    """Send a part of what the store has no file of; return the store's bytes of it."""
     start, length = part.span
-    if what.fd is None and length:
-        async with opened(what.read(start, length)) as pieces:
-            await _write_head(request, response, part)
-            return await pieces.send(request, response, length, stall_timeout_s=stall_s)
-    await _write_head(request, response, part)
-    if what.fd is None or not length:
+    if not length:
         return 0
-    return await send_file(request, response, what.fd, start, length, stall_timeout_s=stall_s)
+    async with opened(what.read(start, length)) as pieces:
+        await _write_head(request, response, part)
+        return await pieces.send(request, response, length, stall_timeout_s=stall_s)
 
 
 async def _write_head(request: web.Request, response: web.StreamResponse, part: Part) -> None:
@@ -200,39 +200,38 @@ def _response(
     request: web.Request, what: Representation, selection: Selection
 ) -> tuple[web.StreamResponse, Layout | None]:
     """Return the answer, and what belongs in its body if that is bytes of the file."""
-    response, layout = _begun(what, selection)
-    response.headers.update(what.headers)
-    if layout is not None:
+    status, spans = selection.status, selection.spans
+    if not spans:
+        return _without_bytes(what, status), None
+    response = web.StreamResponse(status=status, headers=what.headers)
+    headers = response.headers
+    if len(spans) > 1:
+        layout = several(spans, what.size, what.content_type)
+    else:
+        layout = single(spans[0], what.content_type)
+        if status == 206:
+            headers["Content-Range"] = content_range(spans[0], what.size)
+    headers["Content-Length"] = str(layout.length)
+    headers["Content-Type"] = layout.content_type
+    headers["Content-Disposition"] = what.disposition
+    if what.digests:
         wish = field(request.headers, "Want-Repr-Digest")
         if digest := repr_digest(what.digests, wish):
-            response.headers["Repr-Digest"] = digest
+            headers["Repr-Digest"] = digest
     return response, layout
 
 
-def _begun(
-    what: Representation, selection: Selection
-) -> tuple[web.StreamResponse, Layout | None]:
-    """Return the answer with what depends on the status: a file's headers, or a refusal."""
-    size = what.size
-    if selection.status == 412:
-        return problem(PreconditionFailed("The file does not meet the conditions.")), None
-    if selection.status == 416:
+def _without_bytes(what: Representation, status: int) -> web.StreamResponse:
+    """Return a 304, or a refusal."""
+    if status == 304:
+        return web.StreamResponse(status=status, headers=what.headers)
+    if status == 412:
+        refusal = problem(PreconditionFailed("The file does not meet the conditions."))
+    else:
+        size = what.size
         refusal = problem(
             RangeNotSatisfiable(f"The file has {size} bytes, none in this range.")
         )
         refusal.headers["Content-Range"] = f"bytes */{size}"
-        return refusal, None
-    response = web.StreamResponse(status=selection.status)
-    if selection.status == 304:
-        return response, None
-    first, *others = selection.spans
-    if others:
-        layout = several(selection.spans, size, what.content_type)
-    else:
-        layout = single(first, what.content_type)
-        if selection.status == 206:
-            response.headers["Content-Range"] = content_range(first, size)
-    response.content_length = layout.length
-    response.headers["Content-Type"] = layout.content_type
-    response.headers["Content-Disposition"] = what.disposition
-    return response, layout
+    refusal.headers.update(what.headers)
+    return refusal

@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 
 import structlog
 from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
 
 from services.storage.sendfile import (
     LEAST_PROGRESS_BYTES,
@@ -26,6 +27,10 @@ from shared.blobs.store import UploadNotFound
 __all__ = ["Pieces", "opened"]
 
 log = structlog.stdlib.get_logger(__name__)
+
+_NEVER_FULL: Final = 1 << 30
+"""More than a piece: a write does not wait. What the socket did not take is waited for by us,
+with our patience."""
 
 
 class Pieces:
@@ -52,23 +57,40 @@ class Pieces:
         transport = request.transport
         if transport is None or transport.is_closing():
             return 0
+        writer = await response.prepare(request)  # of a prepared response: its writer, no I/O
+        if writer is None:
+            raise AssertionError("send() after write_eof()")
         sent = 0
         low, high = transport.get_write_buffer_limits()
-        # With a limit of zero a write waits until the socket has taken all of it.
-        transport.set_write_buffer_limits(high=0)
+        transport.set_write_buffer_limits(high=_NEVER_FULL)
         with duplicate(transport) as sock:
-            client = _Client(transport, sock, stall_timeout_s)
+            client = _Client(transport, writer, sock, stall_timeout_s)
             with suppress(ConnectionError):
                 while sent < length and self._next:
-                    async with self._fetching() as following:
-                        await client.take(response, self._next)
-                        sent += len(self._next)
-                        self._next = await following
+                    piece = self._next
+                    await response.write(piece)  # which does not wait
+                    self._next = await self._following(client)
+                    sent += len(piece)
             if sent < length:
                 abort(transport, sock)
             elif not transport.is_closing():  # uvloop refuses the call on a closed transport
                 transport.set_write_buffer_limits(high=high, low=low)
         return sent
+
+    async def _following(self, client: _Client) -> bytes:
+        """Return the next bytes once the socket has taken those that were written.
+
+        A fast client's socket takes them at once: then neither needs a task.
+
+        Raises:
+            ConnectionError: As ``_Client.drain``.
+
+        """
+        if not client.transport.get_write_buffer_size():
+            return await self._fetch()
+        async with self._fetching() as following:
+            await client.drain()
+            return await following
 
     @asynccontextmanager
     async def _fetching(self) -> AsyncGenerator[asyncio.Future[bytes]]:
@@ -106,33 +128,37 @@ async def opened(pieces: AsyncIterator[bytes]) -> AsyncGenerator[Pieces]:
 
 class _Client(NamedTuple):
     transport: asyncio.Transport
+    writer: AbstractStreamWriter
     sock: socket.socket
     stall_timeout_s: float
 
-    async def take(self, response: web.StreamResponse, piece: bytes) -> None:
-        """Write a piece and wait until the socket has taken it.
+    async def drain(self) -> None:
+        """Wait until the socket has taken what was written.
 
         Raises:
             ConnectionError: It has gone, or it took less than 4 KiB within the time and was
                 cut. What it has acknowledged counts, where the system tells.
 
         """
-        left = self._outstanding() + len(piece)
+        # With a limit of zero the protocol is paused, and drain() waits, until nothing is left.
+        self.transport.set_write_buffer_limits(high=0)
+        left = self._outstanding()
         # A task: aiohttp's wait for the socket does not survive being cancelled.
-        writing = asyncio.ensure_future(response.write(piece))
+        draining = asyncio.ensure_future(self.writer.drain())
         try:
-            while not (await asyncio.wait([writing], timeout=self.stall_timeout_s))[0]:
+            while not (await asyncio.wait([draining], timeout=self.stall_timeout_s))[0]:
                 before, left = left, self._outstanding()
                 if before - left < LEAST_PROGRESS_BYTES:
                     break
         finally:
-            if not writing.done():
+            if not draining.done():
                 abort(self.transport, self.sock)  # which ends the wait
                 with suppress(ConnectionError):
-                    await writing
-        writing.result()
+                    await draining
+        draining.result()
         if self.transport.is_closing():  # the wait may end without an error then
             raise ConnectionResetError
+        self.transport.set_write_buffer_limits(high=_NEVER_FULL)
 
     def _outstanding(self) -> int:
         """Return how many bytes wait, here and in the kernel, to be acknowledged."""

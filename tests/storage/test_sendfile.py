@@ -488,7 +488,7 @@ def test_cancellation_waits_for_the_thread(path: Path, monkeypatch: pytest.Monke
         fd = os.open(path, os.O_RDONLY)
         with left, right:
             left.setblocking(False)
-            sending = asyncio.ensure_future(sendfile._send_piece(left, fd, 0, 1000))
+            sending = asyncio.ensure_future(sendfile._send_from_thread(left, fd, 0, 1000))
             assert await asyncio.to_thread(entered.wait, LIMIT_S)
             for _ in range(3):  # an impatient caller
                 sending.cancel()
