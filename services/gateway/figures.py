@@ -86,11 +86,11 @@ class Ages:
 
     def __init__(self) -> None:
         self._made: Final[list[int]] = []
-        self._wanted: Final = {one: WANTED.labels(one) for one in ("events", "progress")}
+        self._wanted: Final[dict[str, int]] = {}
 
     def note(self, family: str, made_at: int) -> None:
         """Note an event that somebody here watches; ``made_at``: UTC, ms."""
-        self._wanted[family].inc()
+        self._wanted[family] = self._wanted.get(family, 0) + 1
         self._made.append(made_at)
 
     def tell(self) -> None:
@@ -99,7 +99,10 @@ class Ages:
             now = now_ms()
             for made_at in self._made:
                 AGE.observe(max(now - made_at, 0) / 1000)
+            for family, count in self._wanted.items():
+                WANTED.labels(family).inc(count)
             self._made.clear()
+            self._wanted.clear()
 
 
 async def watch_loop() -> None:
