@@ -160,6 +160,14 @@ class Outbound:
         Returns how many frames that were; less than none: it has not drained, and waits.
         """
         frame, written = self._frame, 1
+        if frame is not None and self.stalled_at is None:  # as it mostly is
+            if not self._send(frame):
+                return -1
+            self._frame = self._key = None
+            self._dirty = False
+            self.written_at = self._flusher.turn_at
+            self._flusher.bytes += len(frame)
+            return 1
         keys: Sequence[object] = ()
         if frame is None:
             if self._frames:
