@@ -14,23 +14,24 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import aiohttp
+from redis.asyncio import Redis
 
-from bench.feed import Positions
+from bench.feed import Milestones, Positions
 from bench.load import compiled
 from bench.payload import little
 from bench.processes import ROOT, Server, free_port, scratch, service, started
-from bench.uploads import AUTH, announce, new_uploads, opening
+from bench.uploads import AUTH, Upload, announce, new_uploads, opening
 from services.embedded_redis import embedded_redis
 from shared.streams import command, connect
 
-__all__ = ["Broadcast", "Subject", "bounds", "gateway", "peers"]
+__all__ = ["Broadcast", "Subject", "bounds", "gateway", "gateway_of_job", "peers"]
 
 _PEERS: Final = ROOT / "bench" / "peers"
 _OUT: Final = ROOT / "bench" / "out"
@@ -90,15 +91,33 @@ async def gateway(
 ) -> AsyncIterator[Broadcast]:
     """Run ours with one user's uploads; ``{}`` in the path stands for the first one's id."""
     own = new_uploads(uploads)
+    async with _gateway(own, sockets) as (server, redis):
+        target = opening(path.format(own[0].upload_id), own[0].user_id)
+        positions = Positions(redis, [one.upload_id for one in own])
+        yield Broadcast(server, [target] * sockets, positions.add, uploads=uploads)
+
+
+@asynccontextmanager
+async def _gateway(
+    uploads: Sequence[Upload], sockets: int
+) -> AsyncIterator[tuple[Server, Redis]]:
+    """Run ours with room for so many sockets, until it knows the uploads; yield its Redis."""
     with scratch() as data, embedded_redis(data) as url:
         settings = {**AUTH, "WEBSOCKET_MAX_CONNECTIONS_TOTAL": str(sockets + 100)}
         with service("gateway", url, data, settings) as server:
             redis = connect(url)
-            await announce(redis, own)
-            target = opening(path.format(own[0].upload_id), own[0].user_id)
-            positions = Positions(redis, [one.upload_id for one in own])
-            yield Broadcast(server, [target] * sockets, positions.add, uploads=uploads)
+            await announce(redis, uploads)
+            yield server, redis
             await redis.aclose()
+
+
+@asynccontextmanager
+async def gateway_of_job(directory: Path, sockets: int) -> AsyncIterator[Broadcast]:
+    """Run ours with a job whose lifecycle events go to all sockets: none may be thinned."""
+    own = new_uploads(1)
+    async with _gateway(own, sockets) as (server, redis):
+        target = opening(f"/progress/ws/{own[0].job_id}", own[0].user_id)
+        yield Broadcast(server, [target] * sockets, Milestones(redis, own[0]).add)
 
 
 def peers() -> list[Subject]:

@@ -15,6 +15,10 @@ What is compared
     there can be), and, without the peers, with the 1,000 sockets of a user who has eight
     uploads under way (what comes in together goes out in one write).
 
+    And with the lifecycle events of one job, which the gateway thins as little as peers do: so
+    it gets them as they do, the next one while up to seven are on their way. It still passes
+    on, remembers and records each; what one read has brought leaves in one write.
+
 Which figure
     ``frames/s`` is the plain rate at the receivers. ``frames per CPU second`` divides by the
     time that the server process had a core: what the rate would be were it never waiting. Of a
@@ -34,7 +38,7 @@ Is the load the limit?
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -42,7 +46,7 @@ from typing import Any, Final, NamedTuple
 import aiohttp
 
 from bench import tables
-from bench.broadcasters import Start, Subject, bounds, gateway, peers
+from bench.broadcasters import Start, Subject, bounds, gateway, gateway_of_job, peers
 from bench.feed import Pace
 from bench.load import opened
 from bench.machine import settle
@@ -60,16 +64,6 @@ _AHEAD: Final = 8
 _MOST_REPEATS: Final = 3
 
 
-class _Scene(NamedTuple):
-    title: str
-    path: str
-    """What the sockets open; ``{}`` stands for an upload's id."""
-    uploads: int
-    sockets: int
-    others: tuple[Subject, ...]
-    targets: str
-
-
 class _Run(NamedTuple):
     span: Span
     lost: int
@@ -78,37 +72,59 @@ class _Run(NamedTuple):
 Way = Callable[[Pace], Coroutine[Any, Any, None]]
 
 
+class _Scene(NamedTuple):
+    title: str
+    ours: Start
+    ways: Mapping[str, Way]
+    """How ours is fed."""
+    sockets: int
+    others: tuple[Subject, ...]
+    targets: str
+
+
+_AS_PEERS: Final[Way] = partial(Pace.lockstep, ahead=_AHEAD)
+_WHOLE: Final[Mapping[str, Way]] = {
+    "gateway, as peers": _AS_PEERS,
+    "gateway, each event": Pace.lockstep,
+}
+
+
 def report(repeat: int) -> str:
     """Measure all scenes; return the Markdown sections."""
     send, send_str = bounds()
-    beside = "Targets: each event, x bound >= 0.70; x Socket.IO >= 1.50; x Channels >= 15; "
-    beside += "x Centrifugo >= 1.00."
-    one, eight = "Fan-out of one upload's progress", "Fan-out of a user's eight uploads"
     known = tuple(peers())
-    scenes = (
-        _Scene(one, "/api/v1/ws/{}", 1, 1000, (send, send_str, *known), beside),
-        _Scene(one, "/api/v1/ws/{}", 1, 5000, (send, *known), beside),
+    beside = "x bound >= 0.70; x Socket.IO >= 1.50; x Channels >= 15; x Centrifugo >= 1.00."
+    title, one = "Fan-out of one upload's progress", partial(gateway, "/api/v1/ws/{}", 1)
+    ways, each = _thinned(1), f"Targets: each event, {beside}"
+    eight = partial(gateway, "/ws/upload-progress", 8)
+    job, alike = "Fan-out of one job's lifecycle events", f"Targets: as peers, {beside}"
+    scenes = [
+        _Scene(title, one, ways, 1000, (send, send_str, *known), each),
+        _Scene(title, one, ways, 5000, (send, *known), each),
         _Scene(
-            eight, "/ws/upload-progress", 8, 1000, (send, send_str), "Target: x bound >= 1."
+            "Fan-out of a user's eight uploads",
+            *(eight, _thinned(8), 1000, (send, send_str), "Target: x bound >= 1."),
         ),
-    )
+        _Scene(job, gateway_of_job, _WHOLE, 1000, (send, *known[:1]), alike),
+        _Scene(job, gateway_of_job, _WHOLE, 5000, (send, *known[:1]), alike),
+    ]
     return "\n\n".join(_report(scene, min(repeat, _MOST_REPEATS)) for scene in scenes)
+
+
+def _thinned(uploads: int) -> Mapping[str, Way]:
+    flood = partial(Pace.steadily, per_s=_FLOOD_EVENTS_PER_S / uploads)
+    return {"gateway, flood": flood, "gateway, each event": Pace.lockstep}
 
 
 def _report(scene: _Scene, repeat: int) -> str:
     """Measure all subjects in turn, ``repeat`` times; return the Markdown section."""
     sockets = scaled(scene.sockets)
-    ours: Start = partial(gateway, scene.path, scene.uploads)
-    flood = partial(Pace.steadily, per_s=_FLOOD_EVENTS_PER_S / scene.uploads)
     with scratch() as directory:
-        size = asyncio.run(_write_payload(directory, ours))
+        size = asyncio.run(_write_payload(directory, scene.ours))
         subjects: dict[str, tuple[Start, Way]] = {
-            one.name: (one.start, partial(Pace.lockstep, ahead=_AHEAD))
-            for one in scene.others
-            if not one.absence
+            one.name: (one.start, _AS_PEERS) for one in scene.others if not one.absence
         }
-        subjects["gateway, flood"] = (ours, flood)
-        subjects["gateway, each event"] = (ours, Pace.lockstep)
+        subjects |= {name: (scene.ours, way) for name, way in scene.ways.items()}
         runs: dict[str, list[_Run]] = {name: [] for name in subjects}
         for _ in range(repeat):
             for name, (start, way) in subjects.items():
@@ -118,7 +134,7 @@ def _report(scene: _Scene, repeat: int) -> str:
 
 
 async def _write_payload(directory: Path, ours: Start) -> int:
-    """Leave the payload of a progress frame, as the gateway sends it; return its length."""
+    """Leave the payload of a frame, as the gateway sends it; return its length."""
     async with ours(directory, 1) as broadcast, aiohttp.ClientSession() as session:
         target, _, header = broadcast.openings[0].partition("\t")
         headers = dict([header.split(": ", 1)])

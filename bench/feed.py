@@ -16,11 +16,18 @@ from typing import Final
 from redis.asyncio import Redis
 
 from bench.processes import PARTITIONS
-from bench.uploads import SIZE
+from bench.uploads import SIZE, Upload, entry, started
 from shared.events import UploadProgress
-from shared.streams import Command, pack_positions, partition_of, pipelined, progress_stream
+from shared.streams import (
+    Command,
+    command,
+    pack_positions,
+    partition_of,
+    pipelined,
+    progress_stream,
+)
 
-__all__ = ["STEP", "Pace", "Positions"]
+__all__ = ["STEP", "Milestones", "Pace", "Positions"]
 
 STEP: Final = 1 << 14
 """Bytes from one position of an upload to its next."""
@@ -68,6 +75,20 @@ class Positions:
             size=SIZE,
             speed=1e6,
         )
+
+
+class Milestones:
+    """Writes lifecycle events of one upload's job: a worker has begun it, again and again."""
+
+    def __init__(self, redis: Redis, upload: Upload) -> None:
+        self._redis: Final = redis
+        self._upload: Final = upload
+        self._written = 0
+
+    async def add(self) -> None:
+        """Write the next event."""
+        self._written += 1
+        await command(self._redis, *entry(started(self._upload, self._written)))
 
 
 class Pace:

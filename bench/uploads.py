@@ -17,10 +17,20 @@ from redis.asyncio import Redis
 
 from bench.processes import PARTITIONS
 from shared import events
-from shared.events import LifecycleEvent, UploadCreated, UploadFacts
+from shared.events import JobStarted, LifecycleEvent, UploadCreated, UploadFacts
 from shared.streams import Command, event_stream, partition_of, pipelined
 
-__all__ = ["AUTH", "SIZE", "Upload", "announce", "entry", "new_uploads", "opening"]
+__all__ = [
+    "AUTH",
+    "SIZE",
+    "Upload",
+    "announce",
+    "created",
+    "entry",
+    "new_uploads",
+    "opening",
+    "started",
+]
 
 SIZE: Final = 10 << 30
 """Declared length of each upload, in bytes; nothing of it is ever sent."""
@@ -39,11 +49,14 @@ class Upload(NamedTuple):
 
     upload_id: str
     user_id: str
+    job_id: str = ""
 
 
 def new_uploads(count: int, *, users: int = 1) -> list[Upload]:
     """Return new uploads, dealt out to so many users."""
-    return [Upload(str(uuid.uuid4()), f"user-{n % users}") for n in range(count)]
+    return [
+        Upload(str(uuid.uuid4()), f"user-{n % users}", str(uuid.uuid4())) for n in range(count)
+    ]
 
 
 def opening(path: str, user_id: str) -> str:
@@ -55,15 +68,25 @@ def opening(path: str, user_id: str) -> str:
 def created(upload: Upload) -> UploadCreated:
     """Return the event with which an upload begins."""
     at = int(time.time() * 1000)
-    facts = UploadFacts(
+    return UploadCreated(upload_id=upload.upload_id, seq=1, at=at, upload=_facts(upload, at))
+
+
+def started(upload: Upload, seq: int) -> JobStarted:
+    """Return the event that a worker has begun to process it, for the ``seq``-th time."""
+    at, job_id = int(time.time() * 1000), upload.job_id
+    facts = _facts(upload, at)
+    return JobStarted(upload_id=upload.upload_id, seq=seq, at=at, upload=facts, job_id=job_id)
+
+
+def _facts(upload: Upload, at: int) -> UploadFacts:
+    return UploadFacts(
         user_id=upload.user_id,
         tenant=_TENANT,
         created_at=at,
-        job_id=str(uuid.uuid4()),
+        job_id=upload.job_id,
         size=SIZE,
         filename="bench.bin",
     )
-    return UploadCreated(upload_id=upload.upload_id, seq=1, at=at, upload=facts)
 
 
 def entry(event: LifecycleEvent) -> Command:

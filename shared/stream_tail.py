@@ -4,8 +4,9 @@ Plain XREAD with the cursors in memory; streams are joined and left while it run
 done once belongs to ``shared.stream_group``. Knows nothing of what an entry means.
 
 While it is quiet a read waits in Redis, and an entry is handed on at once. Under load reads
-are paced, so that each brings many entries. A cluster is asked slot by slot, all at once, in
-short ticks: no command may wait in more than one slot.
+are paced, so that each brings many entries: most of all those that bring what nobody waits
+for, since a read costs Redis, too, for each reader and stream. A cluster is asked slot by
+slot, all at once, in short ticks: no command may wait in more than one slot.
 """
 
 from __future__ import annotations
@@ -32,7 +33,6 @@ from shared.streams import (
     pipelined,
     retry_delay,
 )
-from shared.token_bucket import Bucket, Limit, take
 
 __all__ = ["BEGINNING", "Begin", "StreamTail", "newest"]
 
@@ -47,8 +47,14 @@ _LOOK_S: Final = 1.0
 _BEHIND_MS: Final = 1_000
 _LONGEST_RETRY_S: Final = 0.5
 """So that all have caught up soon after Redis is back."""
-_IMMEDIATE: Final = Limit(rate=20, burst=20)
-"""Reads that follow one another at once; beyond that there is one in a tick of 50 ms."""
+_WANTED_S: Final = 0.01
+"""From a read that brought what somebody waits for to the next one, under load. If handling it
+takes longer, there is no rest, and what comes meanwhile is read together: a core that has time
+reads often, a busy one reads much at once."""
+_UNWANTED_S: Final = 0.05
+"""From a read that brought nothing of that kind."""
+_CREDIT_S: Final = 0.2
+"""Rests that may be left out after a silence."""
 _CLUSTER_TICK_S: Final = 0.01
 _SENT_S: Final = 0.002
 """Before Python 3.12 a cancellation that meets the end of a sending is swallowed. Joins that
@@ -77,7 +83,8 @@ class StreamTail:
     Args:
         redis: A client of its own, made by ``shared.streams.connect``: a blocking read must
             not hold a connection that others wait for.
-        on_entries: Called with all entries of a read (``shared.stream_order``). Must not raise.
+        on_entries: Called with all entries of a read (``shared.stream_order``); returns
+            whether somebody waits for such. Must not raise.
         on_gap: Called after an outage, when entries may be missing, and when a wipe, a
             failover or trimming has taken some away. The positions are right again by then;
             states must be re-read.
@@ -90,7 +97,7 @@ class StreamTail:
         self,
         redis: Redis,
         *,
-        on_entries: Callable[[list[TailEntry]], None],
+        on_entries: Callable[[list[TailEntry]], bool],
         on_gap: Callable[[], None],
         begin: Begin | None = None,
     ) -> None:
@@ -102,7 +109,8 @@ class StreamTail:
         self._joined: Final = asyncio.Event()
         self._waiting: asyncio.Timeout | None = None
         """Around a read that waits in Redis."""
-        self._bucket: Bucket | None = None
+        self._due = 0.0
+        """When, by the pace, the next read is due; may be long past."""
         self._next_look = 0.0
         self._failures = 0
         self._count = _BATCH
@@ -195,17 +203,17 @@ class StreamTail:
             for key, entries in entries_of(reply)
             if self._cursors.get(key) == cursors[key]
         ]
-        batch = in_order(told, self._count)
+        batch, is_wanted = in_order(told, self._count), False
         self._cursors.update(batch.cursors)
         if batch.entries:
             READ.inc(len(batch.entries))
             began = time.monotonic()
-            self._on_entries(batch.entries)
+            is_wanted = self._on_entries(batch.entries)
             self._fit(time.monotonic() - began, is_full=batch.is_cut)
         # What came in one read is written in one turn; then the sockets have theirs.
         await asyncio.sleep(0)
         if batch.entries and not batch.is_cut:
-            await self._pace()
+            await self._pace(_WANTED_S if is_wanted else _UNWANTED_S)
 
     def _fit(self, took_s: float, *, is_full: bool) -> None:
         """Read less at once when handling holds up the loop, and more while there is time.
@@ -245,12 +253,11 @@ class StreamTail:
             await asyncio.sleep(_CLUSTER_TICK_S)
         return reply
 
-    async def _pace(self) -> None:
-        while True:
-            self._bucket, verdict = take(self._bucket, _IMMEDIATE, time.monotonic())
-            if verdict.allowed:
-                return
-            await asyncio.sleep(verdict.wait_s)
+    async def _pace(self, rest_s: float) -> None:
+        now = time.monotonic()
+        self._due = max(self._due, now - _CREDIT_S) + rest_s
+        if self._due > now:  # once: a timer that is early by a millisecond does no harm
+            await asyncio.sleep(self._due - now)
 
     async def _look_back(self) -> bool:
         """Correct positions that are ahead of their stream; return whether entries are missing.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Annotated, TypeAlias
+from typing import Annotated, Final, TypeAlias
 
 import msgspec
 
@@ -23,12 +23,13 @@ def now_ms() -> int:
 def rfc3339(at_ms: float) -> str:
     """Return e.g. ``2026-01-01T12:00:00.250Z``; whole seconds have no fraction."""
     seconds, fraction = divmod(int(at_ms), 1000)
-    minutes, seconds = divmod(seconds, 60)
-    whole = f"{_minute(minutes)}:{seconds:02d}"
-    return f"{whole}.{fraction:03d}Z" if fraction else f"{whole}Z"
+    return _second(seconds) + _ENDS[fraction]
 
 
-@lru_cache(maxsize=4096)
-def _minute(minutes: int) -> str:
-    """Return the text of a minute: times that are written are mostly near one another."""
-    return datetime.fromtimestamp(60 * minutes, UTC).isoformat(timespec="minutes")[:-6]
+_ENDS: Final = ("Z", *(f".{fraction:03d}Z" for fraction in range(1, 1000)))
+
+
+@lru_cache(maxsize=8192)
+def _second(seconds: int) -> str:
+    """Return the text of a second: times that are written are mostly near one another."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")[:-6]

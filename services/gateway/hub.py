@@ -64,8 +64,8 @@ class Hub:
         self._interest: Final = interest or Interest()
         self._topics: Final[dict[str, Topic]] = {}
         self._followers: Final[dict[tuple[str, str], dict[Watcher, None]]] = {}
-        self.delivered = 0
-        """Messages handed to sockets so far."""
+        self.delivered = self.events = 0
+        """Messages handed to sockets so far; those of them that told of an event."""
 
     @property
     def watched(self) -> Collection[str]:
@@ -149,8 +149,8 @@ class Hub:
             if payload is None:
                 continue
             framed = dialect.framed(payload)
-            DELIVERED.inc(len(watchers))
             self.delivered += len(watchers)
+            self.events += len(watchers)
             key = topic.job if change.of_job else topic.upload
             if change.is_replaced:
                 for watcher in watchers:

@@ -201,6 +201,14 @@ class Outbound:
         if self.stalled_at is not None and self._transport.get_write_buffer_size():
             return -1
         frame, written = self._frame, 1
+        if frame is not None and self.stalled_at is None:  # as it mostly is
+            if not self._send(frame):
+                return -1
+            self._frame = self._key = None
+            self._dirty = False
+            self.written_at = self._flusher.turn_at
+            self._flusher.bytes += len(frame)
+            return 1
         keys: Sequence[object] = ()
         if frame is None and self._frames:
             keys, frames = due(self._frames, self._dialect)

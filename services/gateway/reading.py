@@ -55,7 +55,7 @@ class Reading:
         redis: Redis,
         interest: Interest,
         *,
-        on_entries: Callable[[list[TailEntry]], None],
+        on_entries: Callable[[list[TailEntry]], bool],
         on_gap: Callable[[], None],
         on_join: Callable[[Collection[str]], None],
         always: Collection[str] = (),

@@ -21,7 +21,7 @@ from redis.asyncio import Redis
 from services.gateway.canary import Canary
 from services.gateway.figures import Ages
 from services.gateway.folding import require_writable
-from services.gateway.hub import UNKNOWN_WAIT_S, Hub
+from services.gateway.hub import DELIVERED, UNKNOWN_WAIT_S, Hub
 from services.gateway.interest import Interest
 from services.gateway.log import UploadLog
 from services.gateway.positions import Newest
@@ -96,6 +96,7 @@ class Relay:
         self._progress = asyncio.Event()
         self.hub: Final = Hub(self.load, self._interest, self.since)
         self.ages: Final = Ages()
+        self._told = 0
         self.reading: Final = Reading(
             redis,
             self._interest,
@@ -104,6 +105,15 @@ class Relay:
             on_join=self._on_join,
             always=[canary.stream],
         )
+
+    def tell(self) -> None:
+        """Tell how much was delivered, and how old it was, now that it is written.
+
+        Once a turn, for a metric takes a lock, and there are many sockets.
+        """
+        self.ages.tell()
+        DELIVERED.inc(self.hub.events - self._told)
+        self._told = self.hub.events
 
     async def load(self, upload_id: str) -> ProgressState | None:
         """Return the newest that is known of an upload; what follows is read from then on."""
@@ -261,8 +271,9 @@ class Relay:
         for source in [one for one in self._numbers if one[0] in streams]:
             del self._numbers[source]
 
-    def _on_entries(self, entries: list[TailEntry]) -> None:
-        positions = Newest()
+    def _on_entries(self, entries: list[TailEntry]) -> bool:
+        """Deliver what was read; return whether anybody here watches any of it."""
+        positions, so_far = Newest(), self.hub.delivered
         for entry in entries:
             try:
                 if is_event_stream(entry.stream):
@@ -289,6 +300,7 @@ class Relay:
         self._passed.clear()
         self._progress.set()
         self._progress = asyncio.Event()
+        return self.hub.delivered > so_far
 
     def _on_event(self, stream: str, entry_id: bytes, event: LifecycleEvent) -> None:
         """Deliver an event; they come in the order of ``(entry_id, stream)``."""

@@ -87,7 +87,7 @@ class Sockets:
             flusher=Flusher(
                 asyncio.get_running_loop(),
                 stall_limit_s=settings.websocket_stall_timeout,
-                on_flushed=relay.ages.tell,
+                on_flushed=relay.tell,
             ),
             auth=auth,
             tasks=TaskSet("conversations"),
