@@ -20,9 +20,10 @@ from services.gateway.admission import Place
 from services.gateway.closing import UNAUTHORIZED, Closing
 from services.gateway.conversation import Conversation
 from services.gateway.dialects.protocol import Dialect, Message
+from services.gateway.flusher import Flusher
 from services.gateway.frames import frame
 from services.gateway.hub import Watcher
-from services.gateway.outbound import Flusher, Outbound
+from services.gateway.outbound import Outbound
 from services.gateway.relay import Relay
 from services.gateway.wire import Wire
 from shared.identity import Authenticator, Principal

@@ -16,26 +16,17 @@ from typing import Final
 from prometheus_client import Counter
 
 from services.gateway.dialects.protocol import Dialect
+from services.gateway.flusher import SLOW_CHECK_S, Flusher
 from services.gateway.kernel_queue import keep_kernel_queue_short
 from services.gateway.owed import Owed, Source, all_due, due
 
-__all__ = ["Flusher", "Outbound"]
+__all__ = ["Outbound"]
 
 _MAX_QUEUED_FRAMES: Final = 1024
 _MAX_QUEUED_BYTES: Final = 192 * 1024
 _FRAME_COST: Final = 128
 """Bytes that a queued frame takes besides its own, so that small ones are not for nothing."""
-_SLOW_CHECK_S: Final = 0.05
-_AT_ONCE: Final = 500
-"""Sockets that are written to before anything else gets its turn of the loop."""
-_SOON_S: Final = 0.002
-"""After it, and again after twice as long, a socket is looked at that is owed the rest of a
-turn: one that reads has taken the first part by then."""
 
-FLUSHED = Counter("gateway_writes_total", "Writes to sockets.")
-BYTES = Counter("gateway_bytes_total", "Bytes of frames handed to sockets.")
-FRAMES = Counter("gateway_frames_total", "Frames handed to sockets.")
-CONFLATED = Counter("gateway_conflated_total", "Progress frames replaced by newer ones.")
 SLOW = Counter("gateway_slow_total", "Sockets given up as too slow, by bound.", ["bound"])
 
 _numbers = itertools.count()
@@ -200,35 +191,38 @@ class Outbound:
         """
         if self.stalled_at is not None and self._transport.get_write_buffer_size():
             return -1
-        frame, written = self._frame, 1
-        if frame is not None and self.stalled_at is None:  # as it mostly is
-            if not self._send(frame):
-                return -1
-            self._frame = self._key = None
-            self._dirty = False
-            self.written_at = self._flusher.turn_at
-            self._flusher.bytes += len(frame)
-            return 1
-        keys: Sequence[object] = ()
-        if frame is None and self._frames:
-            keys, frames = due(self._frames, self._dialect)
-            written = len(frames)
-            frame = self._joined(frames) if frames else None
+        frame = self._frame
         if frame is None:
-            written = 0
-        elif not self._send(frame):
+            return self._flush_several()
+        if not self._write(frame):
             return -1
-        else:
-            self.written_at = self._flusher.turn_at
-            self._flusher.bytes += len(frame)
+        self._frame = self._key = None
+        self._dirty = False
+        if self.stalled_at is not None:
+            self.stalled_at = None
+            self._forgive()
+        return 1
+
+    def _flush_several(self) -> int:
+        owed = self._frames or {}
+        keys, frames = due(owed, self._dialect)
+        if frames and not self._write(self._joined(frames)):
+            return -1
         self.stalled_at = None
-        self.is_cut = self._frames is not None and len(keys) < len(self._frames)
+        self.is_cut = len(keys) < len(owed)
         if self.is_cut:
             self._keep_rest(keys)
         else:
             self._forgive()
             self._dirty = False
-        return written
+        return len(frames)
+
+    def _write(self, data: bytes) -> bool:
+        if not self._send(data):
+            return False
+        self.written_at = self._flusher.turn_at
+        self._flusher.bytes += len(data)
+        return True
 
     def _keep_rest(self, written: Sequence[object]) -> None:
         """Owe the rest in the next turn; until it is drained, newer progress replaces it."""
@@ -251,7 +245,7 @@ class Outbound:
                 return
             if not self._dirty:
                 self._flusher.expect_drain(self)
-            await asyncio.sleep(_SLOW_CHECK_S)
+            await asyncio.sleep(SLOW_CHECK_S)
 
     def finish(self) -> None:
         """Write what is owed, even behind what is not drained, and owe nothing any more.
@@ -285,124 +279,3 @@ class Outbound:
     def _forgive(self) -> None:
         self._frame = self._key = self._frames = None
         self._queued_bytes = self._queued_frames = 0
-
-
-class Flusher:
-    """Writes, once a turn of the loop, to all sockets that are owed something.
-
-    Args:
-        loop: That of the sockets.
-        stall_limit_s: A socket that has not drained for so long is given up.
-        on_flushed: Called when all that was due is written.
-
-    """
-
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        *,
-        stall_limit_s: float,
-        on_flushed: Callable[[], None] = lambda: None,
-    ) -> None:
-        self._loop: Final = loop
-        self._stall_limit_s: Final = stall_limit_s
-        self._on_flushed: Final = on_flushed
-        self._dirty: list[Outbound] = []
-        self._stalled: set[Outbound] = set()
-        self._timer: asyncio.TimerHandle | None = None
-        # Counted here and told once a turn: a metric takes a lock, and there are many sockets.
-        self.bytes = 0
-        self.conflated = 0
-        self.turn_at = loop.time()
-        """When the last turn in which anything was written began; the loop's clock."""
-
-    def now(self) -> float:
-        """Return the time by the loop's clock, seconds."""
-        return self._loop.time()
-
-    @property
-    def stalled(self) -> int:
-        """Sockets that wait for their reader."""
-        return len(self._stalled)
-
-    def queued(self) -> list[int]:
-        """Return how many frames wait for each of them."""
-        return [one.queued for one in self._stalled]
-
-    def add(self, outbound: Outbound) -> None:
-        """Have a socket flushed at the end of this turn."""
-        if not self._dirty:
-            self._loop.call_soon(self._flush)
-        self._dirty.append(outbound)
-
-    def _flush(self) -> None:
-        dirty, self._dirty = self._dirty[:_AT_ONCE], self._dirty[_AT_ONCE:]
-        if self._dirty:  # a broadcast to thousands must not keep all others waiting
-            self._loop.call_soon(self._flush)
-        self.turn_at = self._loop.time()
-        frames = writes = 0
-        for outbound in dirty:
-            written = outbound.flush()
-            if written > 0:
-                frames += written
-                writes += 1
-            elif written < 0:
-                self._stall(outbound)
-        self.count(frames, writes)
-        if not self._dirty:
-            self._on_flushed()
-
-    def count(self, frames: int, writes: int = 1) -> None:
-        """Count what was written; of many sockets at once, for a metric takes a lock."""
-        FRAMES.inc(frames)
-        FLUSHED.inc(writes)
-        BYTES.inc(self.bytes)
-        CONFLATED.inc(self.conflated)
-        self.bytes = self.conflated = 0
-
-    def expect_drain(self, outbound: Outbound) -> None:
-        """Watch a socket that is owed nothing more, but has not drained."""
-        if outbound.stalled_at is None:
-            self._stall(outbound)
-
-    def _stall(self, outbound: Outbound) -> None:
-        """Look again soon: asyncio tells the protocol when a buffer drains, and only it."""
-        outbound.stalled_at = self._loop.time()
-        self._stalled.add(outbound)
-        if self._timer is None:
-            self._timer = self._loop.call_later(_SLOW_CHECK_S, self._check_stalled)
-        if outbound.is_cut:
-            self._loop.call_later(_SOON_S, self._look_again, outbound, _SOON_S)
-
-    def _look_again(self, outbound: Outbound, waited_s: float) -> None:
-        if outbound not in self._stalled:
-            return
-        self.turn_at = self._loop.time()
-        written = outbound.flush()
-        if written >= 0:
-            self._stalled.discard(outbound)
-            self.count(written, 1 if written else 0)
-        elif 2 * waited_s < _SLOW_CHECK_S:
-            self._loop.call_later(2 * waited_s, self._look_again, outbound, 2 * waited_s)
-
-    def _check_stalled(self) -> None:
-        self._timer = None
-        now = self.turn_at = self._loop.time()
-        frames = writes = 0
-        for outbound in list(self._stalled):
-            written = outbound.flush()
-            if written >= 0:
-                self._stalled.discard(outbound)
-                frames += written
-                writes += written > 0
-            elif now - (outbound.stalled_at or now) > self._stall_limit_s:
-                self._stalled.discard(outbound)
-                outbound.give_up("time")
-        self.count(frames, writes)
-        self._on_flushed()
-        if self._stalled:
-            self._timer = self._loop.call_later(_SLOW_CHECK_S, self._check_stalled)
-
-    def forget(self, outbound: Outbound) -> None:
-        """Stop watching a socket that has gone."""
-        self._stalled.discard(outbound)

@@ -16,11 +16,11 @@ from services.gateway.connection import ABORT_S, Connection, Surroundings
 from services.gateway.dialects.protocol import Dialect
 from services.gateway.errors import UpgradeRequired
 from services.gateway.figures import Figures
+from services.gateway.flusher import Flusher
 from services.gateway.heartbeat import Heartbeat
 from services.gateway.keepalive import Alive, Keepalive
 from services.gateway.lifetimes import Lifetimes, Mortal
 from services.gateway.login import from_handshake
-from services.gateway.outbound import Flusher
 from services.gateway.own_wire import OwnWire
 from services.gateway.relay import Relay
 from services.gateway.settings import Settings

@@ -8,8 +8,9 @@ from typing import Any, Final
 
 from services.gateway.dialects import Dialect
 from services.gateway.dialects.protocol import Malformed, Message, Told
+from services.gateway.flusher import Flusher
 from services.gateway.hub import Hub
-from services.gateway.outbound import Flusher, Outbound
+from services.gateway.outbound import Outbound
 from services.gateway.state import Change, ProgressState
 from services.gateway.topic import Watcher
 from shared.identity import Principal

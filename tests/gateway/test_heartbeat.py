@@ -11,8 +11,9 @@ from services.gateway.dialects import Dialect
 from services.gateway.dialects.jobs import Jobs
 from services.gateway.dialects.media import Media
 from services.gateway.dialects.pipeline import Pipeline
+from services.gateway.flusher import Flusher
 from services.gateway.heartbeat import Heartbeat
-from services.gateway.outbound import Flusher, Outbound
+from services.gateway.outbound import Outbound
 from tests.gateway.audience import Sink, settled
 
 PIPELINE = Pipeline()

@@ -9,7 +9,8 @@ from typing import Final
 
 import pytest
 
-from services.gateway.outbound import Flusher, Outbound
+from services.gateway.flusher import Flusher
+from services.gateway.outbound import Outbound
 from tests.gateway.audience import Plain
 from tests.gateway.loops import on_both_loops
 from tests.gateway.pairs import End, connected
