@@ -116,7 +116,7 @@ def events(sent: list[Sent]) -> list[str]:
 async def test_stream(gateway: ServiceProcess, feed: Feed, caller: Principal) -> None:
     """The state comes first and bears no id; events bear theirs; positions none."""
     told = Told(owner=caller)
-    await feed.tell(told.created())
+    await feed.record(told.created())
     async with listening(gateway, caller, {"ids": told.id}) as source:
         assert source.answer.status == 200
         assert source.answer.headers["Content-Type"] == "text/event-stream"
@@ -142,14 +142,14 @@ async def test_resume(
 ) -> None:
     """What was missed comes again; what a browser has got goes before what its URL says."""
     told = Told(owner=caller)
-    await feed.tell(told.created())
+    await feed.record(told.created())
     async with listening(gateway, caller, {"ids": told.id}) as source:
         await source.until("subscribed")
         await feed.tell(told.completed(), told.stored())
         await source.until("upload.completed")
         older = source.last_id
         await source.until("file.stored")
-    await feed.tell(told.queued())
+    await feed.record(told.queued())
     query = {"ids": told.id}
     if where != "header":
         query["since"] = older if where == "both" else source.last_id
@@ -161,13 +161,13 @@ async def test_resume(
 async def test_follow(gateway: ServiceProcess, feed: Feed, caller: Principal) -> None:
     """Without ids all that is the caller's comes, also what is new, and what was missed."""
     old, new = Told(owner=caller), Told(owner=caller)
-    await feed.tell(old.created(), Told(owner=EVE).created())
+    await feed.record(old.created(), Told(owner=EVE).created())
     async with listening(gateway, caller) as source:
         assert events(await source.until("subscribed")) == ["snapshot", "subscribed"]
         await feed.tell(new.created())
         (created,) = await source.until("upload.created")
         assert created.data["upload_id"] == new.id
-    await feed.tell(new.completed(), old.completed())
+    await feed.record(new.completed(), old.completed())
     again = {"Last-Event-ID": source.last_id}
     async with listening(gateway, caller, headers=again) as source:
         missed = await source.until("subscribed")
@@ -178,7 +178,7 @@ async def test_follow(gateway: ServiceProcess, feed: Feed, caller: Principal) ->
 async def test_some_refused(gateway: ServiceProcess, feed: Feed, caller: Principal) -> None:
     """What is somebody else's, or unknown, is refused by name and ends nothing else."""
     mine, foreign, unknown = Told(owner=caller), Told(owner=EVE), new_id()
-    await feed.tell(mine.created(), foreign.created())
+    await feed.record(mine.created(), foreign.created())
     query = {"ids": f"{foreign.id},{mine.id},{unknown}"}
     async with listening(gateway, caller, query) as source:
         found = await source.until("subscribed")
@@ -216,7 +216,7 @@ async def test_refused(
 async def test_access(gateway: ServiceProcess, feed: Feed, caller: Principal) -> None:
     """Only the owner gets a stream, and only with credentials."""
     told = Told(owner=caller)
-    await feed.tell(told.created())
+    await feed.record(told.created())
     for other, status in ((EVE, 403), (None, 401)):
         async with listening(gateway, other, {"ids": told.id}) as source:
             assert source.answer.status == status
@@ -234,7 +234,7 @@ async def test_credentials_in_the_url(
         CORS_ALLOWED_ORIGINS=ORIGIN,
     )
     told = Told(owner=caller)
-    await feed.tell(told.created())
+    await feed.record(told.created())
 
     async def ticket(origin: str | None) -> str:
         headers = {**bearer(caller), **({"Origin": origin} if origin else {})}
@@ -284,7 +284,7 @@ async def test_credentials_in_the_url(
 async def test_other_names(gateway: ServiceProcess, feed: Feed, caller: Principal) -> None:
     """A job's id and the client's own name stand for the upload."""
     told = Told(owner=caller, session_id=f"mine-{new_id()}")
-    await feed.tell(told.created())
+    await feed.record(told.created())
     for name in (told.facts.job_id, told.facts.session_id):
         async with listening(gateway, caller, {"ids": name}) as source:
             snapshot, subscribed = await source.until("subscribed")
@@ -301,7 +301,7 @@ async def test_origin(gateway: ServiceProcess, caller: Principal) -> None:
 
 async def test_end_of_token(gateway: ServiceProcess, caller: Principal) -> None:
     """The stream ends with the token."""
-    headers = {"Authorization": f"Bearer {token_of(caller, lives_s=1.5)}"}
+    headers = {"Authorization": f"Bearer {token_of(caller, lives_s=3)}"}
     async with listening(gateway, None, headers=headers) as source:
         await source.until("subscribed")
         assert await source.block() is None
@@ -310,7 +310,7 @@ async def test_end_of_token(gateway: ServiceProcess, caller: Principal) -> None:
 async def test_http_1_0(gateway: ServiceProcess, feed: Feed, caller: Principal) -> None:
     """Behind a proxy that speaks HTTP/1.0 the body comes as it is, not in chunks."""
     told = Told(owner=caller)
-    await feed.tell(told.created())
+    await feed.record(told.created())
     loop = asyncio.get_running_loop()
     with contextlib.closing(socket.socket()) as sock:
         sock.setblocking(False)
@@ -356,7 +356,7 @@ async def test_slow_reader(start_gateway: StartGateway, feed: Feed) -> None:
     """Who does not read is cut, and little is kept for it until then."""
     service = start_gateway(**OPEN, WEBSOCKET_STALL_TIMEOUT="1")
     told = [Told(owner=LOCAL) for _ in range(20)]
-    await feed.tell(*(one.created() for one in told))
+    await feed.record(*(one.created() for one in told))
     loop = asyncio.get_running_loop()
     with contextlib.closing(socket.socket()) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

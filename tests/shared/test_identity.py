@@ -490,7 +490,7 @@ async def test_overridden_method(
 
 
 async def test_open_mode(aiohttp_client: AiohttpClient) -> None:
-    """In open mode everyone is the local user without scopes, whatever they show."""
+    """In open mode everyone is the local user, who is an admin, whatever they show."""
     client = await aiohttp_client(application(IdentitySettings(auth_mode="open")))
     for headers in ({}, {"Authorization": "Basic x"}, {"Authorization": "Bearer x"}):
         async with client.get("/whoami", headers=headers) as response:
@@ -499,7 +499,7 @@ async def test_open_mode(aiohttp_client: AiohttpClient) -> None:
                 "user_id": "local",
                 "tenant": "local",
                 "username": "local",
-                "scopes": [],
+                "scopes": ["admin"],
                 "expires_at": None,
                 "logged_as": "local",
             }

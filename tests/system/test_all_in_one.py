@@ -247,7 +247,8 @@ def test_killed(started: Everything) -> None:
 
     wait_until(lambda: is_gone(server), "Redis is gone", limit_s=10)
     started.start()
-    assert started.progress(file_id) == (200, "completed")
+    # What the gateway had read, but not recorded, is told again.
+    wait_until(lambda: started.progress(file_id) == (200, "completed"), "it is recorded")
     assert download(started.file_url(file_id))[1] == hashlib.sha256(CONTENT).hexdigest()
     assert ask("HEAD", unfinished, TUS).offset == MiB
     rest = {**CHUNK, "Upload-Offset": str(MiB)}

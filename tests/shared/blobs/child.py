@@ -50,7 +50,7 @@ class Child:
     ) -> None:
         strace = (
             *("strace", "-f", "-y", "-s", "64", "-o", str(trace)),
-            *("-e", "trace=openat,write,writev,fdatasync,fsync,rename,ftruncate,unlink"),
+            *("-e", "trace=openat,write,writev,fchmod,fdatasync,fsync,rename,ftruncate,unlink"),
         )
         command = [sys.executable, "-m", "tests.shared.blobs.child", str(root), policy]
         self.process: Final = subprocess.Popen(
