@@ -121,7 +121,7 @@ class Outbox:
             try:
                 if time.monotonic() >= next_sweep:
                     if not next_sweep:
-                        await self._store.restore_due()
+                        await self._restore()
                     # At start every marker counts: those who made them may have died.
                     await self.sweep(older_than_s=_SWEEP_S if next_sweep else 0.0)
                     next_sweep = time.monotonic() + _SWEEP_S
@@ -129,6 +129,12 @@ class Outbox:
             except (*REDIS_FAILURES, OSError) as exc:
                 log.debug("outbox_watch_failed", error=repr(exc))
             await asyncio.sleep(_EPOCH_CHECK_S)
+
+    async def _restore(self) -> None:
+        try:
+            await self._store.restore_due()
+        except OSError as exc:  # the markers that there are must be swept all the same
+            log.error("markers_not_restored", error=repr(exc))
 
     async def close(self) -> None:
         """Finish the markers under way."""

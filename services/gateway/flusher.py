@@ -6,12 +6,15 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+import structlog
 from prometheus_client import Counter
 
 if TYPE_CHECKING:
     from services.gateway.outbound import Outbound
 
 __all__ = ["SLOW_CHECK_S", "Flusher"]
+
+log = structlog.stdlib.get_logger(__name__)
 
 SLOW_CHECK_S: Final = 0.05
 """Sockets that have stalled are looked at so often."""
@@ -82,7 +85,7 @@ class Flusher:
         self.turn_at = self._loop.time()
         frames = writes = 0
         for outbound in dirty:
-            written = outbound.flush()
+            written = _flushed(outbound)
             if written > 0:
                 frames += written
                 writes += 1
@@ -118,7 +121,7 @@ class Flusher:
         if outbound not in self._stalled:
             return
         self.turn_at = self._loop.time()
-        written = outbound.flush()
+        written = _flushed(outbound)
         if written >= 0:
             self._stalled.discard(outbound)
             self.count(written, 1 if written else 0)
@@ -130,7 +133,7 @@ class Flusher:
         now = self.turn_at = self._loop.time()
         frames = writes = 0
         for outbound in list(self._stalled):
-            written = outbound.flush()
+            written = _flushed(outbound)
             if written >= 0:
                 self._stalled.discard(outbound)
                 frames += written
@@ -146,3 +149,13 @@ class Flusher:
     def forget(self, outbound: Outbound) -> None:
         """Stop watching a socket that has gone."""
         self._stalled.discard(outbound)
+
+
+def _flushed(outbound: Outbound) -> int:
+    """Flush a socket; one that is owed what cannot be encoded is given up, and no other."""
+    try:
+        return outbound.flush()
+    except Exception:
+        log.exception("not_encoded")
+        outbound.give_up("fault")
+        return 0

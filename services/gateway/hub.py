@@ -156,11 +156,13 @@ class Hub:
                 for watcher in watchers:
                     watcher.outbound.put_latest(key, framed, topic)
             else:
-                # A gap is told besides the newest state, in dialects that can go on from it.
-                if before is not None and (told is not None or not dialect.resumable):
+                # Who can go on from a gap needs no state from before it.
+                is_gap = told is None and dialect.resumable
+                if before is not None and not is_gap:
                     topic.settle(dialect, before, told.id if told is not None else "")
                 for watcher in tuple(watchers):  # who is too slow is dropped at once
-                    watcher.outbound.put(framed, supersedes=key)
+                    if not (is_gap and watcher.outbound.owes_gap(topic)):
+                        watcher.outbound.put(framed, supersedes=key)
 
     async def subscribe(self, watcher: Watcher, upload_id: str) -> bool:
         """Let a socket watch an upload; its current state is the first thing it gets.

@@ -124,6 +124,14 @@ class Outbound:
             self._dirty = True
             self._flusher.add(self)
 
+    def owes_gap(self, source: Source) -> bool:
+        """Have the state of a source, if it is still owed, told as of after a gap."""
+        frames = self._frames
+        if frames is None or not isinstance(frames.get(source), bool):
+            return False
+        frames[source] = True
+        return True
+
     def settle(self, source: Source, before: Callable[[bool], bytes]) -> None:
         """Fix the state of a source that is still owed: what changes now comes after it.
 

@@ -53,7 +53,7 @@ class PositionWriter:
         """Write positions; return the uploads whose records are due to be kept longer.
 
         Those of uploads that are not recorded yet are written with the next ones, or with
-        those after them: another stream tells that an upload was created.
+        those after them: another stream tells that an upload was created. One call at a time.
 
         Raises:
             RedisError, OSError, EOFError: Redis is away, or refuses; some may be written.

@@ -156,9 +156,12 @@ class Projection:
 
         """
         told = _by_upload(one for one in batch if is_event_stream(one.stream))
-        newest = await _newest(one for one in batch if not is_event_stream(one.stream))
+        positions = [one for one in batch if not is_event_stream(one.stream)]
+        newest = await _newest(positions)
         await self._record_all(told)
-        await self._keep(await self._positions.write(newest))
+        # The other part of the group is under way beside this one, and must not count rounds.
+        if positions or not batch:
+            await self._keep(await self._positions.write(newest))
 
     async def _record_all(self, told: Mapping[str, Sequence[Logged]]) -> None:
         """Fold the lifecycle events of several uploads into what is recorded of them."""

@@ -12,7 +12,7 @@ from tests.architecture import rules
 
 ROOT: Final = Path(__file__).parents[2]
 
-SHARED_LINES: Final = 12_300
+SHARED_LINES: Final = 12_400
 """All of ``shared/``: the wire contract, the bus, the blob store and what guards the doors.
 Raising it takes a decision record."""
 FILE_LINES: Final = 400

@@ -13,7 +13,7 @@ from services.gateway.dialects.jobs import Jobs
 from services.gateway.dialects.media import Media
 from services.gateway.dialects.pipeline import Pipeline
 from services.gateway.dialects.processing import Processing
-from services.gateway.folding import fold
+from services.gateway.folding import fold, move
 from services.gateway.hub import Hub
 from services.gateway.state import ProgressState
 from shared.events import LifecycleEvent
@@ -85,24 +85,53 @@ async def test_nothing_ends_twice(dialect: Dialect, end: list[str]) -> None:
     assert len(set(heard)) == len(heard)
 
 
+class Stalled:
+    """A socket that does not read, and is owed the state of the upload besides another's."""
+
+    def __init__(self, corrected: Corrected, dialect: Dialect) -> None:
+        self.hub: Final = corrected.hub
+        self._audience: Final = Audience(corrected.hub)
+        self._watcher, self.sink = self._audience.watcher(dialect=dialect)
+        self.sink.stuck = True
+
+    async def join(self, state: ProgressState) -> None:
+        """Watch the upload."""
+        other = fold(None, Told().created())
+        assert other is not None
+        for one in (other, state):  # the first one waits below, the second one is owed
+            self.hub.join(self._watcher, one, show=True)
+            await settled()
+
+    async def read(self) -> list[dict[str, Any]]:
+        """Read again; return all messages."""
+        self.sink.stuck = False
+        await eventually(lambda: not self._audience.flusher.stalled, "it has got all")
+        return self.sink.messages()
+
+
 async def test_who_is_still_owed_a_state_gets_one_end() -> None:
     """Catches an end told twice: by the first state, which had not left, and by what came."""
     corrected = Corrected()
-    told = corrected.told
-    state = corrected.record(told.created())
-    audience = Audience(corrected.hub)
-    watcher, sink = audience.watcher(dialect=Media())
-    sink.stuck = True
-    other = fold(None, Told().created())
-    assert other is not None
-    for one in (other, state):  # the first one waits below, the second one is owed
-        corrected.hub.join(watcher, one, show=True)
-        await settled()
-    await corrected.correct(told.completed())
-    sink.stuck = False
-    await eventually(lambda: not audience.flusher.stalled, "it has got all")
-    heard = [one["type"] for one in sink.messages()]
+    stalled = Stalled(corrected, Media())
+    await stalled.join(corrected.record(corrected.told.created()))
+    await corrected.correct(corrected.told.completed())
+    heard = [one["type"] for one in await stalled.read()]
     assert heard == ["created", "created", "complete"]
+
+
+async def test_a_gap_is_as_new_as_what_follows_it() -> None:
+    """Catches progress that was dropped for a state which then comes before an older one."""
+    corrected = Corrected()
+    told = corrected.told
+    stalled = Stalled(corrected, EventsJson())
+    state = corrected.record(told.created())
+    await stalled.join(state)
+    before = move(state, told.position(200))
+    assert before is not None
+    corrected.hub.correct(before)
+    corrected.hub.advance(told.position(900))
+    _, last = await stalled.read()
+    assert (last["type"], last["snapshot"]["bytes_uploaded"]) == ("gap", 900)
 
 
 async def test_who_can_resume_is_told_of_each_gap() -> None:

@@ -9,8 +9,10 @@ from typing import Final
 
 import pytest
 
+from services.gateway.dialects.protocol import Dialect
 from services.gateway.flusher import Flusher
 from services.gateway.outbound import Outbound
+from services.gateway.owed import Source
 from tests.gateway.audience import Plain
 from tests.gateway.loops import on_both_loops
 from tests.gateway.pairs import End, connected
@@ -60,6 +62,40 @@ async def test_one_write_a_turn() -> None:
         await turns()
         assert one.end.writes == [b"abc", b"d"]
         assert await one.end.received(4) == b"abcd"
+
+
+class Broken(Source):
+    """A state that no dialect can encode."""
+
+    def shown(self, dialect: Dialect, *, gap: bool) -> bytes:
+        """Fail."""
+        raise OverflowError
+
+    def moved(self, dialect: Dialect, kind: object) -> bytes:
+        """Fail."""
+        raise OverflowError
+
+
+@pytest.mark.parametrize("stalled", [False, True])
+async def test_what_cannot_be_encoded_silences_nobody_else(*, stalled: bool) -> None:
+    """A fault of one message costs the sockets that are owed it, never those beside them."""
+    async with connected(receive_buffer=4096) as one, connected() as other:
+        flusher = Flusher(asyncio.get_running_loop(), stall_limit_s=30.0)
+        given_up: list[str] = []
+        bad = Outbound(one, flusher, lambda: given_up.append("bad"), PLAIN)  # type: ignore[arg-type]
+        good = Outbound(other, flusher, lambda: given_up.append("good"), PLAIN)  # type: ignore[arg-type]
+        filled = one.fill() if stalled else 0
+        bad.put(b"a")
+        bad.put_state(Broken())
+        good.put(b"b")
+        await turns()
+        if stalled:
+            assert (await one.received(filled)).strip(b".") == b""
+        await eventually(lambda: given_up == ["bad"], "the one is given up")
+        good.put(b"c")
+        await turns()
+        assert other.writes[-1].endswith(b"c")
+        assert flusher.stalled == 0
 
 
 @on_both_loops

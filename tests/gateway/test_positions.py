@@ -145,6 +145,20 @@ async def test_a_position_that_comes_before_its_upload(any_redis: Redis, family:
     )
 
 
+async def test_lifecycle_events_do_not_wear_out_what_waits(any_redis: Redis) -> None:
+    """Catches early positions that are given up, or lost, while much else is recorded."""
+    projection, told = projection_on(any_redis), Told()
+    created = told.created()
+    await projection.handle([entry(told.position(700))])
+    for _ in range(5):
+        await asyncio.gather(
+            *(projection.handle([entry(Told().created())]) for _ in range(3)),
+        )
+    await projection.handle([entry(created)])
+    await projection.handle([])
+    assert await bytes_of(any_redis, told) == 700
+
+
 async def test_a_position_of_an_unknown_upload_is_forgotten(any_redis: Redis) -> None:
     """What nobody ever creates is not kept in memory, nor written much later."""
     projection, told = projection_on(any_redis), Told()

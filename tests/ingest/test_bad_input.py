@@ -22,7 +22,7 @@ from tests.ingest.conftest import Ingest, Starter
 from tests.ingest.evidence import blob, snapshot, tracebacks
 from tests.ingest.tus_client import CHUNK, TUS, Tus, id_of, metadata, unknown, wait_for_offset
 from tests.ingest.wire import Answer, Connection, chunk, head_of
-from tests.processes import RedisServer, ServiceProcess, running
+from tests.processes import RedisServer, ServiceProcess, running, wait_until
 
 SECRET: Final = "a secret of more than thirty-two bytes"
 LARGEST: Final = 10_000_000
@@ -82,6 +82,8 @@ def setting(bus: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Itera
         half, done = alice.create(1000), alice.create(5)
         assert alice.patch(half, 0, b"x" * 300).status == 204
         assert alice.patch(done, 0, b"hello").status == 204
+        epoch = folder / "data" / "blobs" / "epoch"
+        wait_until(epoch.exists, "its Redis is known")
         yield Guarded(Ingest(service, bus, folder / "data"), alice, half, done)
 
 

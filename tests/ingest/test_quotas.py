@@ -94,14 +94,16 @@ class User(Tus):
 
 
 @pytest.fixture(scope="module")
-def both(
-    bus: RedisServer, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Ingest, Ingest]]:
-    """Two processes on one store, with the same small quotas."""
+def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Ingest, Ingest]]:
+    """Two processes on one store, with the same small quotas.
+
+    Their Redis is their own: a process without quotas would take events that they wait for.
+    """
     folder = tmp_path_factory.mktemp("quotas")
-    pair = tuple(prepare(bus, folder / "data", folder / f"log{n}", **LIMITS) for n in (1, 2))
-    with started(*pair):
-        counted(bus)
+    server = RedisServer(folder / "redis")
+    pair = tuple(prepare(server, folder / "data", folder / f"log{n}", **LIMITS) for n in (1, 2))
+    with running(server), started(*pair):
+        counted(server)
         yield pair  # type: ignore[misc]
     for one in pair:
         assert tracebacks(one.service) == []

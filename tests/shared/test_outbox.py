@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from redis.asyncio import Redis
 
 from shared import events
@@ -185,6 +186,67 @@ async def test_markers_that_a_power_loss_took_are_made_up_for(
         await eventually(made_up_for, "all of it is out")
     await rescuer.store.restore_due()
     assert await rescuer.due() == [], "what is out is not brought out at each start"
+
+
+async def test_an_upload_that_goes_on_before_its_markers_are_made_up_for(
+    any_redis: Redis, start_process: StartProcess
+) -> None:
+    """A client that comes back at once after a power loss must not take an event away."""
+    victim = start_process(any_redis, publishes=False)
+    told, amended = await victim.create(), await victim.create()
+    for marker in (victim.store.root / "due").iterdir():
+        marker.unlink()
+    rescuer = start_process(any_redis)
+    await rescuer.complete(told)
+    writer = await rescuer.store.acquire(amended.upload_id)
+    assert await writer.record(amended) == [Due(amended.upload_id, 1)]
+    await writer.close()
+    one = told.upload_id
+    await eventually(
+        lambda: _are_published(any_redis, (one, 1), (one, 2)), "both events are out, in order"
+    )
+
+
+async def _are_published(redis: Redis, *wanted: tuple[str, int]) -> bool:
+    return await published(redis) == list(wanted)
+
+
+async def test_an_old_event_that_is_out_again_says_nothing_of_newer_ones(
+    any_redis: Redis, start_process: StartProcess
+) -> None:
+    """Told again after a restart of Redis, it must leave the mark of what still waits."""
+    process = start_process(any_redis, publishes=False)
+    one = await process.create()
+    done = await process.complete(one)
+    stored = done.after("completed", replace(completed(one.upload_id), seq=3))
+    writer = await process.store.acquire(one.upload_id)
+    await writer.record(stored)
+    await writer.close()
+    due = [Due(one.upload_id, seq) for seq in (1, 2, 3)]
+    for published_again in (due[0], due[1], due[0]):
+        await process.store.mark_published(published_again, last=False)
+    for marker in (process.store.root / "due").iterdir():
+        marker.unlink()
+    await process.store.restore_due()
+    assert due[2] in await process.due()
+
+
+async def test_what_cannot_be_read_keeps_no_event_back(
+    any_redis: Redis, start_process: StartProcess
+) -> None:
+    """One bad record must not stop sweeps, for none of which anybody would notice."""
+    victim = start_process(any_redis, publishes=False)
+    one = await victim.create()
+    bad = victim.store.path(new_sidecar().upload_id, ".info")
+    bad.mkdir(parents=True)
+    bad.chmod(0o1700)
+    rescuer = start_process(any_redis)
+    async with alongside(rescuer.outbox.watch()):
+        await eventually(lambda: _are_told(any_redis, one), "its event is out")
+
+
+async def _are_told(redis: Redis, one: Sidecar) -> bool:
+    return (one.upload_id, 1) in await published(redis)
 
 
 async def test_a_full_queue_is_made_up_for(

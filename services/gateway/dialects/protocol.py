@@ -151,7 +151,11 @@ class Dialect(ABC):
         shown = self.show(state, since, gap=True)
         if self.resumable:  # it is told as a gap, and then what it was is known
             return shown
-        as_late = msgspec.structs.replace(before, last_updated=state.last_updated)
+        as_late = msgspec.structs.replace(
+            before,
+            last_updated=state.last_updated,
+            job_updated=before.job_updated and state.job_updated,
+        )
         return None if shown == self.show(as_late, since, gap=True) else shown
 
     def parse(self, text: str) -> Message:
