@@ -116,7 +116,8 @@ async def test_slow_readers(start_gateway: StartGateway, feed: Feed) -> None:
             assert one.progress > ROUNDS
         most = max(most, service.memory())
         assert most - before < MOST_GROWTH
-        await eventually(lambda: descriptors(service) <= opened - SLOW, "they are cut")
+        # Two more: a client of Redis connects again when it needs another connection.
+        await eventually(lambda: descriptors(service) <= opened - SLOW + 2, "they are cut")
         assert await metric(service, "gateway_sockets") == QUICK
         for peer in slow:
             assert await peer.end() in {1013, None}
