@@ -82,6 +82,8 @@ class FilesystemStore:
     ) -> None:
         self.root: Final = root
         self.fsync: Final = fsync
+        self.markers_restored = False
+        """Since then no marker can have gone by a power cut."""
         self._leases: Final = leases
         self._threads: Final = DiskThreads(_DISK_THREADS)
         self.artifacts: Final = FilesystemArtifacts(self)
@@ -312,6 +314,7 @@ class FilesystemStore:
     async def restore_due(self) -> None:
         for shard in SHARDS:
             await self.run(restore_markers, self, self.root / shard)
+        self.markers_restored = True
 
     async def remove_unborn(self, upload_id: str, due: Sequence[Due]) -> None:
         await self.run(remove_unborn, self, upload_id, due)

@@ -59,7 +59,8 @@ def _replace(store: FilesystemStore, sidecar: Sidecar, *, mark: bool) -> list[Du
     events = [Due(upload_id, event.seq) for event in sidecar.outbox]
     target, fresh = store.path(upload_id, ".info"), store.path(upload_id, ".info.new")
     known = events[:-1] if mark else events
-    if known and _is_flagged(target):  # ``restore_markers`` may not have been here yet
+    # Later, a mark without a marker is one that another process is about to take away.
+    if known and not store.markers_restored and _is_flagged(target):
         _restore(store, known)
     if mark:
         store.marker(events[-1]).touch(mode=_MODE)
